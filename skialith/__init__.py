@@ -1,0 +1,1 @@
+"""Skialith: the write-ahead log for AI agents."""

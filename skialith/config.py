@@ -1,0 +1,299 @@
+"""Settings and limits: the only reader of the environment, frozen once made.
+
+Every setting is an argument of ``SkialithAgent`` or an environment variable ``SKIALITH_<NAME>``; the argument wins.
+Every limit of the engine is a named constant here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from .errors import ConfigurationError, InvalidArgument
+
+# ---- identifiers
+MAX_ID_CHARACTERS = 255
+"""Longest agent id and event id, in Unicode characters."""
+MAX_SUBJECT_TOKEN = 200
+"""Longest subject token made from an agent id; longer ones become a prefix and a hash."""
+MAX_EVENT_TYPE_CHARACTERS = 255
+"""Longest event type kept in ``agent_traces``; longer ones are cut there (the payload is not)."""
+
+# ---- records
+MAX_RECORD_BYTES = 64 * 1024 * 1024
+"""Default limit of one record's encoded payload."""
+MAX_BATCH_MESSAGES = 1000
+"""Messages the server takes in one atomic batch (nats-server's default limit)."""
+COMPRESS_ABOVE_BYTES = 64 * 1024
+"""Payloads over this are compressed with zstd when that makes them smaller."""
+ENVELOPE_RESERVE_BYTES = 8 * 1024
+"""Part of the server's ``max_payload`` kept for headers and the record's own head."""
+MAX_PAYLOAD_DEPTH = 200
+"""Deepest nesting of lists and dicts in a payload."""
+
+# ---- appending
+DEFAULT_TIMEOUT_SECONDS = 10.0
+"""Deadline of a blocking call."""
+MAX_TIMEOUT_SECONDS = 25.0
+"""Longest deadline of an append: retries with the same id must end inside the duplicate window."""
+DUPLICATE_WINDOW_SECONDS = 30.0
+"""The stream's duplicate window: longest append deadline plus a margin."""
+APPEND_ATTEMPT_SECONDS = 2.0
+"""How long one attempt waits for its PubAck before it is sent again with the same id."""
+MAX_QUEUED_RECORDS = 10_000
+"""Records one process may have waiting for a PubAck; more block the caller."""
+MAX_QUEUED_BYTES = 128 * 1024 * 1024
+"""Bytes one process may have waiting for a PubAck; more block the caller."""
+APPEND_BATCH_RECORDS = 500
+"""Records of one agent that go to the server as one atomic batch."""
+APPEND_BATCH_BYTES = 4 * 1024 * 1024
+"""Bytes of one agent that go to the server as one atomic batch."""
+RETRY_FIRST_SECONDS = 0.02
+"""First pause between two attempts; doubled each time, with full jitter."""
+RETRY_LONGEST_SECONDS = 1.0
+"""Longest pause between two attempts of an append."""
+
+# ---- connection
+CONNECT_TIMEOUT_SECONDS = 5.0
+"""Longest wait for the first connection (never longer than the call's own timeout)."""
+PING_SECONDS = 5.0
+"""Interval of the protocol ping that finds dead connections."""
+API_TIMEOUT_SECONDS = 5.0
+"""How long one JetStream API request may take before it is repeated."""
+
+# ---- the stream
+STREAM_FULL_SHARE = 0.95
+"""Records are refused above this share of ``max_bytes`` so that leases still fit."""
+DEFAULT_WAL_BYTES = 8 * 1024 * 1024 * 1024
+"""``max_bytes`` of the stream when ``wal_bytes`` is not set and the server is not the embedded one."""
+TRIM_SECONDS = 1.0
+"""How often a writer whose acks moved trims the stream."""
+ACK_WAIT_SECONDS = 5.0
+"""After this a message that was pulled and not acknowledged is delivered again."""
+MAX_ACK_PENDING = 20_000
+"""Messages a consumer may have delivered and not acknowledged, all writers together."""
+
+# ---- leases
+LEASE_SECONDS = 3600.0
+"""Life of a lease; the runtime renews it at a third of this."""
+
+# ---- writer
+WRITER_BATCH_ROWS = 512
+"""A batch closes at this many records."""
+WRITER_BATCH_BYTES = 4 * 1024 * 1024
+"""A batch closes at this many bytes."""
+WRITER_LINGER_SECONDS = 0.02
+"""A batch closes this long after its first record."""
+WRITER_GIVE_BACK_SECONDS = 10.0
+"""A writer whose database is away this long gives its messages back and probes empty-handed."""
+BACKOFF_FIRST_SECONDS = 0.1
+"""First pause after a transient database failure; doubled each time, with full jitter."""
+BACKOFF_LONGEST_SECONDS = 5.0
+"""Longest pause between two attempts on the database."""
+CLOSE_SECONDS = 10.0
+"""Deadline of ``close()``: PubAcks, flush, acks and lease releases together."""
+
+# ---- stores
+PAYLOAD_PART_BYTES = 1024 * 1024
+"""Payloads over this are stored in parts of this size in ``payload_parts``."""
+DATABASE_CONNECT_SECONDS = 5
+"""Connect timeout of the database driver."""
+DATABASE_STATEMENT_SECONDS = 30
+"""Read and write timeout of the database driver."""
+SQLITE_BUSY_SECONDS = 5.0
+"""How long SQLite waits for another process's write."""
+HISTORY_PAGE_RECORDS = 256
+"""Records of one page of ``history()``."""
+TRACE_JSON_BYTES = 1024 * 1024
+"""Largest JSON document kept in ``agent_traces``; a larger one becomes a marker that says so."""
+TRACE_JSON_DEPTH = 30
+"""Deepest JSON document kept in ``agent_traces``; a deeper one becomes a marker that says so."""
+ERROR_TEXT_CHARACTERS = 2000
+"""Longest database error text kept in ``dead_letters``."""
+
+# ---- embedded server
+LOCAL_START_SECONDS = 10.0
+"""How long the embedded nats-server may take to answer."""
+LOCAL_WAL_SHARE = 0.25
+"""Share of the disk's free space that the embedded stream may use."""
+LOCAL_WAL_MAX_BYTES = 16 * 1024 * 1024 * 1024
+"""Largest embedded stream."""
+LOCAL_WAL_MIN_BYTES = 64 * 1024 * 1024
+"""Smallest embedded stream that is worth starting."""
+
+Durability = Literal["process", "power"]
+WriterMode = Literal["on", "off"]
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one runtime; equal settings in one process share one runtime. Make it with :func:`load`.
+
+    ``nats_url``: comma-separated ``nats://`` or ``tls://`` URLs; None runs an embedded server below ``directory``.
+    ``database_url``: ``mysql://user:pass@host:port/db`` or ``sqlite:///path``; None is SQLite below ``directory``.
+    ``namespace``: 1 to 32 of ``A-Z a-z 0-9 _ -``; one stream, one set of rows. ``writer``: ``"on"`` moves records to the
+    database from this process, ``"off"`` leaves that to others (``skialith writer``). ``durability``: what a PubAck must
+    survive, ``"process"`` or ``"power"``. ``timeout``: seconds a blocking call may take (0 < t <= 25).
+    """
+
+    nats_url: str | None = None
+    database_url: str | None = None
+    namespace: str = "default"
+    writer: WriterMode = "on"
+    durability: Durability = "process"
+    timeout: float = DEFAULT_TIMEOUT_SECONDS
+    directory: str = ".skialith"
+    replicas: int = 1
+    wal_bytes: int | None = None
+    max_record_bytes: int = MAX_RECORD_BYTES
+    lease_seconds: float = LEASE_SECONDS
+    nats_creds: str | None = None
+    nats_nkey_seed: str | None = None
+    nats_tls_ca: str | None = None
+    nats_tls_cert: str | None = None
+    nats_tls_key: str | None = None
+    nats_monitor_url: str | None = None
+    nats_server: str | None = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this runtime uses the private nats-server below ``directory``."""
+        return self.nats_url is None
+
+    @property
+    def path(self) -> Path:
+        """``directory`` as an absolute path: embedded store, SQLite file, locks."""
+        return Path(self.directory)
+
+    @property
+    def store_url(self) -> str:
+        """The database URL in force: ``database_url``, or the SQLite file of the embedded default."""
+        return self.database_url or f"sqlite:///{self.path / 'skialith.db'}"
+
+
+def load(environ: Mapping[str, str] | None = None, **arguments: Any) -> Config:
+    """Build the settings from arguments and ``SKIALITH_*`` variables; an argument that is None counts as not given.
+
+    Raises :class:`~skialith.errors.ConfigurationError` naming the setting and the accepted values.
+    """
+    env = os.environ if environ is None else environ
+    known = {field.name for field in fields(Config)}
+    unknown = arguments.keys() - known
+    if unknown:
+        raise ConfigurationError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+    values: dict[str, Any] = {}
+    for name in known:
+        given = arguments.get(name)
+        text = env.get(f"SKIALITH_{name.upper()}")
+        if given is not None:
+            values[name] = given
+        elif text:
+            values[name] = text
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any]) -> Config:
+    for name in ("timeout", "lease_seconds"):
+        values[name] = _number(name, values.get(name, getattr(Config(), name)), float)
+    for name in ("replicas", "max_record_bytes"):
+        values[name] = _number(name, values.get(name, getattr(Config(), name)), int)
+    if values.get("wal_bytes") is not None:
+        values["wal_bytes"] = _number("wal_bytes", values["wal_bytes"], int)
+    if isinstance(values.get("writer"), bool):
+        values["writer"] = "on" if values["writer"] else "off"
+    values["directory"] = os.path.abspath(str(values.get("directory", ".skialith")))
+    for name in Config.__slots__:
+        value = values.get(name)
+        if value is not None and not isinstance(value, (str, int, float)):
+            raise ConfigurationError(f"{name} must be text or a number, not {type(value).__name__}")
+    config = Config(**values)
+    _one_of("writer", config.writer, ("on", "off"))
+    _one_of("durability", config.durability, ("process", "power"))
+    _one_of("replicas", config.replicas, (1, 3, 5))
+    if not isinstance(config.namespace, str) or not _NAMESPACE.fullmatch(config.namespace):
+        raise ConfigurationError(f"namespace {config.namespace!r}: use 1 to 32 of A-Z a-z 0-9 _ -")
+    if not 0 < config.timeout <= MAX_TIMEOUT_SECONDS:
+        raise ConfigurationError(f"timeout {config.timeout!r}: use more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds")
+    if config.lease_seconds < 1:
+        raise ConfigurationError(f"lease_seconds {config.lease_seconds!r}: use at least 1 second")
+    if config.max_record_bytes < 1 or (config.wal_bytes is not None and config.wal_bytes < 1):
+        raise ConfigurationError("max_record_bytes and wal_bytes must be positive")
+    _check_urls(config)
+    return config
+
+
+def _number(name: str, value: Any, kind: type[float] | type[int]) -> float | int:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return kind(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} must be a number, not {value!r}") from None
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} {value!r}: use one of {', '.join(map(repr, allowed))}")
+
+
+def _check_urls(config: Config) -> None:
+    for url in (config.nats_url or "").split(",") if config.nats_url else ():
+        if _scheme("nats_url", url) not in ("nats", "tls"):
+            raise ConfigurationError(
+                f"nats_url {redact(url)!r} is not supported: use nats://host:4222 or tls://host:4222 "
+                "(several separated by commas), or leave it out for the embedded server"
+            )
+    if config.database_url is not None and _scheme("database_url", config.database_url) not in ("mysql", "sqlite"):
+        raise ConfigurationError(
+            f"database_url {redact(config.database_url)!r} is not supported: "
+            "use mysql://user:password@host:3306/database or sqlite:///path/to/file.db"
+        )
+
+
+def _scheme(name: str, url: str) -> str:
+    try:
+        return urlsplit(url.strip()).scheme
+    except ValueError as error:
+        raise ConfigurationError(f"{name} cannot be parsed: {error}") from None
+
+
+def redact(url: str) -> str:
+    """The URL with its password (or NATS token) replaced by ``***``, for messages and logs."""
+    try:
+        parts = urlsplit(url)
+        if parts.username is None:
+            return url
+        host = parts.netloc.rpartition("@")[2]
+        user = f"{parts.username}:***" if parts.password is not None else "***"
+        return parts._replace(netloc=f"{user}@{host}").geturl()
+    except ValueError:
+        return "<unparsable url>"
+
+
+def check_id(argument: str, value: object) -> str:
+    """Return ``value`` if it may name an agent or an event: text, 1 to 255 characters, any Unicode.
+
+    Raises :class:`~skialith.errors.InvalidArgument` naming ``argument``; nothing was sent.
+    """
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{argument} must be a str, not {type(value).__name__}", argument=argument)
+    if not value:
+        raise InvalidArgument(f"{argument} must not be empty", argument=argument)
+    if len(value) > MAX_ID_CHARACTERS:
+        raise InvalidArgument(
+            f"{argument} has {len(value)} characters; at most {MAX_ID_CHARACTERS} are allowed", argument=argument
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(
+            f"{argument} holds a lone surrogate at index {error.start}, which is not Unicode text", argument=argument
+        ) from None
+    return cast(str, str.__str__(value))

@@ -1,0 +1,156 @@
+"""Every error Skialith raises, in one picklable hierarchy; this module imports nothing of Skialith.
+
+Each error answers the two questions a caller has after a failure: what became of the record
+(``outcome``) and is it safe to call again with the same id (``retryable``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Outcome = Literal["not_written", "unknown", "durable"]
+"""What became of the record a failed call was about.
+
+``not_written``: it is certain that nothing was written. ``unknown``: the record may or may not be in the
+log; calling again with the same event id is safe and settles it. ``durable``: the record has its PubAck;
+what failed came after that.
+"""
+
+
+class SkialithError(Exception):
+    """Base of all errors. ``outcome`` and ``retryable`` are always set; the driver's error is ``__cause__``.
+
+    Extra facts (limits, sizes, owners) are attributes. Instances survive ``pickle`` with all of them,
+    because task queues send errors between processes.
+    """
+
+    outcome: Outcome = "not_written"
+    retryable: bool = False
+
+    def __init__(
+        self, message: str, *, outcome: Outcome | None = None, retryable: bool | None = None, **facts: Any
+    ) -> None:
+        super().__init__(message)
+        if outcome is not None:
+            self.outcome = outcome
+        if retryable is not None:
+            self.retryable = retryable
+        for name, value in facts.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+def _rebuild(cls: type[SkialithError], args: tuple[Any, ...], state: dict[str, Any]) -> SkialithError:
+    error = cls.__new__(cls, *args)
+    Exception.__init__(error, *args)
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidArgument(SkialithError, ValueError):
+    """An argument was refused before anything was sent. ``argument`` names it."""
+
+    argument: str = ""
+
+
+class InvalidPayload(InvalidArgument):
+    """A payload holds a value that cannot be carried. ``path`` leads to it: ``data.messages[3].content``."""
+
+    path: str = ""
+
+
+class RecordTooLarge(InvalidArgument):
+    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes."""
+
+    size: int = 0
+    limit: int = 0
+
+
+class ConfigurationError(SkialithError, ValueError):
+    """A setting, URL, password, server or database does not allow Skialith to run; the message names the fix."""
+
+
+class UnsupportedEnvironment(ConfigurationError):
+    """This process cannot run Skialith's threads (gevent or eventlet monkey-patching)."""
+
+
+class Closed(SkialithError):
+    """The agent or its runtime was closed before the call; nothing was sent."""
+
+
+class BlockingCallInEventLoop(SkialithError):
+    """A blocking verb was called on a thread that runs an asyncio loop; nothing was sent."""
+
+
+class WalError(SkialithError):
+    """The write-ahead log did not take the record."""
+
+
+class WalUnavailable(WalError):
+    """No PubAck by the deadline: server unreachable, no leader, or no answer. Retry with the same id is safe."""
+
+    retryable = True
+
+
+class WalFull(WalError):
+    """The stream is at its size limit (or above the share kept free for leases). Retry once the writer caught up."""
+
+    retryable = True
+
+
+class WalRejected(WalError):
+    """The server refused the record for a reason that a retry does not mend. ``code`` is its error code."""
+
+    code: int = 0
+
+
+class AgentFenced(SkialithError):
+    """Another owner took this agent over, or the lease expired. Call ``resume()`` to own it again.
+
+    ``owner`` describes the new owner (``"host pid 123"``) or is empty when the lease merely expired.
+    """
+
+    owner: str = ""
+    agent_id: str = ""
+
+
+class StoreError(SkialithError):
+    """The database failed. Records that have a PubAck stay in the log."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be used now (down, locked, full, wrong password, missing table): transient for a record."""
+
+    retryable = True
+
+
+class StoreConnectionLost(StoreUnavailable):
+    """The connection was lost during a statement. The writer halves a batch that does this twice."""
+
+
+class StoreDataError(StoreError):
+    """The database refused a row because of its data. ``code`` is the driver's error code, 0 if it has none."""
+
+    code: int = 0
+
+
+class FlushTimeout(SkialithError):
+    """``flush()`` or ``close()`` ran out of time; what is not STORED yet stays DURABLE in the log.
+
+    ``remaining`` is the number of records still to be stored, -1 if it could not be read.
+    """
+
+    outcome: Outcome = "durable"
+    retryable = True
+    remaining: int = -1
+
+
+class BatchFailed(SkialithError):
+    """``save_events`` failed part way. ``acks`` holds one ``Ack`` per record that is durable, in order, and
+    ``failed`` the index of the first record that is not; ``outcome`` speaks of that record, later ones were not sent.
+    """
+
+    failed: int = 0
+    acks: list[Any]

@@ -1,0 +1,161 @@
+"""Values: what users get back (Ack, AgentState, Event), and the record as it travels from call to log to database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Any, Literal, NamedTuple
+
+
+class Kind(IntEnum):
+    """What a record is; the number is its form on the wire and in the tables."""
+
+    EVENT = 1
+    CHECKPOINT = 2
+
+
+class Codec(IntEnum):
+    """How a record's body is encoded."""
+
+    MSGPACK = 0
+    ZSTD_MSGPACK = 1
+
+
+class Position(NamedTuple):
+    """Where a record stands in the log. The order is (server store time, sequence): after a power loss
+    sequences are handed out again, so a sequence alone orders nothing."""
+
+    time_ns: int
+    seq: int
+
+    def cursor(self) -> str:
+        """Text form for paging, ``"<time_ns>-<seq>"``."""
+        return f"{self.time_ns}-{self.seq}"
+
+
+NOWHERE = Position(0, 0)
+"""The position of a record that has no PubAck yet."""
+
+
+class Record(NamedTuple):
+    """One event or checkpoint. ``key`` (16 bytes) is its identity everywhere: message id, unique key of its row.
+
+    ``record_id`` is the event id, empty for a checkpoint. ``event_type`` is empty for a checkpoint. ``created_us`` is the
+    caller's clock, Unix microseconds. ``body`` is the payload, encoded as ``codec`` says. ``position`` is set by the log.
+    ``body`` is None when the record was read without its large body (see ``Manifest``).
+    """
+
+    kind: int
+    namespace: str
+    agent_id: str
+    record_id: str
+    key: bytes
+    step_index: int
+    event_type: str
+    created_us: int
+    codec: int
+    body: bytes | None
+    position: Position = NOWHERE
+    manifest: Manifest | None = None
+
+
+class Manifest(NamedTuple):
+    """What the head of a large record says of its body, which follows in ``chunks`` messages on ``chunk.<agent>``."""
+
+    size: int
+    chunks: int
+    digest: bytes
+
+
+class Trace(NamedTuple):
+    """One row of ``agent_traces``: an event as JSON for people's SQL. ``key`` is the event's key."""
+
+    key: bytes
+    namespace: str
+    agent_id: str
+    event_id: str
+    step_index: int
+    event_type: str
+    payload_json: str
+    created_us: int
+    position: Position
+
+
+class DeadLetter(NamedTuple):
+    """A record the database refuses for its data, or a message that does not decode, kept with the reason.
+
+    ``sink`` is ``"writer"`` or ``"trace_ingest"``. ``key`` is the record's key, or a hash of subject and position when the
+    message does not decode; then ``record`` is None. ``raw`` is the message as it stood in the log. ``error_code`` is the
+    driver's, 0 if none. ``dead_us`` is when it was given up, Unix microseconds.
+    """
+
+    key: bytes
+    sink: str
+    namespace: str
+    subject: str
+    position: Position
+    error_code: int
+    error: str
+    dead_us: int
+    raw: bytes
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The PubAck of one record: it is DURABLE.
+
+    ``seq``: its sequence in the log. ``duplicate``: the log already held this id within the duplicate window (best
+    effort; the database's unique key is the guard).
+    """
+
+    seq: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """The last checkpoint of an agent; a new agent has step 0, ``{}`` and ``is_new`` True.
+
+    ``source``: where it was read, ``"wal"``, ``"database"`` or ``"none"`` (new agent). ``database_ok`` is False when the
+    database did not answer and the log alone was read.
+    """
+
+    agent_id: str
+    step_index: int
+    data: Any
+    is_new: bool
+    source: Literal["wal", "database", "none"] = "none"
+    database_ok: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One saved event as ``history()`` yields it.
+
+    ``step_index``: the agent's step when it was saved. ``event_type``: the payload's ``kind`` (``"event"`` without one).
+    ``data``: the payload. ``created_at``: the caller's clock, UTC. ``stored``: whether the database has it already;
+    ``dead``: whether it is a dead letter. ``position`` orders events; ``after=event`` continues behind it.
+    """
+
+    agent_id: str
+    event_id: str
+    step_index: int
+    event_type: str
+    data: Any
+    created_at: datetime
+    position: Position
+    stored: bool
+    dead: bool = False
+
+
+class Message(NamedTuple):
+    """One message as a consumer delivered it. ``reply`` takes its ack; acks die with the connection ``epoch``."""
+
+    subject: str
+    data: bytes
+    position: Position
+    reply: str
+    epoch: int
+    deliveries: int

@@ -1,0 +1,1 @@
+"""Databases behind one Protocol: MySQL (MariaDB, TiDB) and SQLite."""

@@ -1,0 +1,97 @@
+"""What a database must do for Skialith; every store passes the one suite in tests/conformance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from ..records import DeadLetter, Position, Record, Trace
+
+
+class AgentSummary(NamedTuple):
+    """One agent as the database knows it. Times are Unix microseconds of the last record; steps of the last checkpoint."""
+
+    agent_id: str
+    events: int
+    checkpoints: int
+    step_index: int
+    last_us: int
+
+
+class Counts(NamedTuple):
+    """Rows of one namespace."""
+
+    events: int
+    checkpoints: int
+    traces: int
+    dead_letters: int
+
+
+class Store(Protocol):
+    """A database holding the records of any number of namespaces. Safe for any number of threads.
+
+    Every method may raise: ``StoreUnavailable`` (anything transient: down, locked, full, wrong password, missing table,
+    read-only), ``StoreConnectionLost`` (the connection went away during a statement), ``StoreDataError`` (the database
+    refused a row because of its data; only codes from the short list). After any error nothing of the call is left
+    half-done: the transaction was rolled back or its fate is unknown because COMMIT itself failed; calling again is safe.
+    """
+
+    name: str
+    """``"mysql"`` or ``"sqlite"``."""
+    url: str
+    """The database URL without its password."""
+
+    def migrate(self) -> list[int]:
+        """Apply the missing numbered migrations under a lock; safe when raced by other processes. Returns those applied."""
+
+    def bind_wal(self, namespace: str, wal_id: str, *, adopt: bool = False) -> None:
+        """Remember that the log ``wal_id`` feeds ``namespace``. Another log is refused with ``ConfigurationError`` unless ``adopt``."""
+
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Store events and checkpoints in one transaction, idempotently: a key that is there already stays as it was."""
+
+    def write_traces(self, traces: Sequence[Trace]) -> None:
+        """Store traces in one transaction, idempotently."""
+
+    def write_dead_letter(self, letter: DeadLetter) -> None:
+        """Store one dead letter, idempotently by (sink, key)."""
+
+    def ping(self) -> None:
+        """Return if the database answers ``SELECT 1``."""
+
+    def probe(self) -> None:
+        """Return if a well-formed record can be inserted now; inserts one and rolls it back."""
+
+    def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
+        """The checkpoint with the greatest position, dead letters included, with its whole body; None if there is none."""
+
+    def events(
+        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
+    ) -> list[tuple[Record, bool]]:
+        """Events with ``after`` < position <= ``up_to`` (None: no end), oldest first, at most ``limit``, with whole bodies.
+
+        The flag is True for an event that is a dead letter of the sink ``writer``.
+        """
+
+    def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:
+        """Agents with rows, ordered by the bytes of their id, those behind ``after``."""
+
+    def counts(self, namespace: str) -> Counts:
+        """Rows per table of one namespace."""
+
+    def dead_letters(
+        self, namespace: str, *, sink: str | None = None, since: Position | None = None, limit: int = 100
+    ) -> list[DeadLetter]:
+        """Dead letters, oldest first by position; ``since``: only those at or behind it."""
+
+    def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
+        """One dead letter, or None."""
+
+    def replay_dead_letter(self, letter: DeadLetter, record: Record | None, trace: Trace | None) -> None:
+        """Write what the letter held (record for ``writer``, trace for ``trace_ingest``) and remove it, in one transaction."""
+
+    def discard_dead_letter(self, sink: str, key: bytes) -> bool:
+        """Remove one dead letter; False if it was not there."""
+
+    def close(self) -> None:
+        """Close every connection. May be called twice; a closed store raises ``StoreUnavailable``."""
