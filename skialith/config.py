@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError, InvalidArgument
@@ -91,6 +91,20 @@ WRITER_LINGER_SECONDS = 0.02
 """A batch closes this long after its first record."""
 WRITER_GIVE_BACK_SECONDS = 10.0
 """A writer whose database is away this long gives its messages back and probes empty-handed."""
+WRITER_POLL_SECONDS = 0.2
+"""Longest wait of one empty pull; a stopping writer notices within this."""
+WRITER_CONNECTION_LOSSES = 2
+"""A batch that loses the connection this often while the database answers is halved."""
+WRITER_ASIDE_FIRST_SECONDS = 1.0
+"""A record that alone cannot be stored now, though others can, is given back for this long; doubled each time."""
+WRITER_ASIDE_LONGEST_SECONDS = 300.0
+"""Longest time a record that cannot be stored now is given back for."""
+WRITER_ASIDE_RECORDS = 10_000
+"""Records given back alone that one writer remembers, to try them alone when they return."""
+WRITER_BODY_READS = 3
+"""A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
+WRITER_WARN_SECONDS = 30.0
+"""A failure that goes on is logged at once and then at most this often, with counts."""
 BACKOFF_FIRST_SECONDS = 0.1
 """First pause after a transient database failure; doubled each time, with full jitter."""
 BACKOFF_LONGEST_SECONDS = 5.0
@@ -125,6 +139,14 @@ LOCAL_WAL_MAX_BYTES = 16 * 1024 * 1024 * 1024
 """Largest embedded stream."""
 LOCAL_WAL_MIN_BYTES = 64 * 1024 * 1024
 """Smallest embedded stream that is worth starting."""
+LOCAL_START_ATTEMPTS = 3
+"""Embedded servers that may die at start (port taken, bad binary) before the call fails."""
+LOCAL_STOP_SECONDS = 5.0
+"""How long the embedded server may take to stop after the last user left before it is killed."""
+LOCAL_LOG_BYTES = 4 * 1024 * 1024
+"""Size at which ``nats-server.log`` is rotated."""
+LOCAL_LOG_FILES = 3
+"""Files of ``nats-server.log`` kept, the current one included."""
 
 Durability = Literal["process", "power"]
 WriterMode = Literal["on", "off"]
@@ -296,4 +318,4 @@ def check_id(argument: str, value: object) -> str:
         raise InvalidArgument(
             f"{argument} holds a lone surrogate at index {error.start}, which is not Unicode text", argument=argument
         ) from None
-    return cast(str, str.__str__(value))
+    return str.__str__(value)

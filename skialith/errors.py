@@ -106,6 +106,12 @@ class WalRejected(WalError):
     code: int = 0
 
 
+class BodyMissing(WalRejected):
+    """The body of a large record is not in the log (any more): stored and trimmed, or torn. Its head has a PubAck."""
+
+    outcome: Outcome = "durable"
+
+
 class AgentFenced(SkialithError):
     """Another owner took this agent over, or the lease expired. Call ``resume()`` to own it again.
 

@@ -56,6 +56,9 @@ class Store(Protocol):
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter, idempotently by (sink, key)."""
 
+    def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of ``keys`` that are done with: a row in events or checkpoints, or a dead letter of the sink ``writer``."""
+
     def ping(self) -> None:
         """Return if the database answers ``SELECT 1``."""
 

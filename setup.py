@@ -1,0 +1,31 @@
+"""Builds skialith._fastpath; everything else about the package stands in pyproject.toml.
+
+``SKIALITH_BUILD=debug`` compiles without optimisation and with C assertions, ``SKIALITH_BUILD=asan`` adds the address
+and undefined-behaviour sanitizers (run Python with libasan preloaded).
+"""
+
+import os
+
+from setuptools import Extension, setup
+
+FLAGS = {
+    "release": (["-O2"], []),
+    "debug": (["-O0", "-g", "-UNDEBUG"], []),
+    "asan": (
+        ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"],
+        ["-fsanitize=address,undefined"],
+    ),
+}
+compile_args, link_args = FLAGS[os.environ.get("SKIALITH_BUILD", "release")]
+
+setup(
+    ext_modules=[
+        # A plain Extension: setuptools runs Cython itself and puts the .pyx into the sdist, which cythonize() does not.
+        Extension(
+            "skialith._fastpath",
+            ["skialith/_fastpath.pyx"],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+    ]
+)

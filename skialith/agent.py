@@ -1,0 +1,305 @@
+"""SkialithAgent: the blocking verbs of one agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import Any
+
+from . import _fastpath, payloads, runtime
+from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, Config, check_id, load
+from .errors import BatchFailed, BlockingCallInEventLoop, Closed, InvalidArgument, SkialithError
+from .history import Entry
+from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
+
+_MAX_STEP = 2**63 - 1
+
+
+class SkialithAgent:
+    """One agent's write-ahead log. Any number of threads may share it.
+
+    ``agent_id``: 1 to 255 characters of any Unicode text. Settings (``nats_url``, ``database_url``, ``namespace``, ``writer``,
+    ``durability``, ``timeout`` and the rest of :class:`~skialith.config.Config`) are arguments or ``SKIALITH_*``
+    variables. Opening connects: raises ``InvalidArgument``, ``ConfigurationError`` or ``WalUnavailable`` within the timeout.
+    Closing (``with`` or ``close()``) gives the agent up and, with the last agent, flushes and stops the runtime.
+    """
+
+    def __init__(self, agent_id: str, **settings: Any) -> None:
+        self._agent_id = check_id("agent_id", agent_id)
+        self._config: Config = load(**settings)
+        self._refuse_event_loop("SkialithAgent")
+        self._runtime = runtime.acquire(self._config)
+        self._step = 0
+        self._owner_pid = 0
+        self._closed = False
+
+    @property
+    def agent_id(self) -> str:
+        return self._agent_id
+
+    @property
+    def config(self) -> Config:
+        """The settings in force."""
+        return self._config
+
+    # ---- writing
+
+    def save_event(self, event_id: str, data: Any, *, step: int | None = None) -> Ack:
+        """Append one event and return at DURABLE.
+
+        ``event_id``: 1 to 255 characters; the first record saved under it wins for ever, so a retry with the same id is
+        always safe. ``data``: anything ormsgpack carries (docs/PAYLOADS.md); a dict's text under ``"kind"`` is the event's
+        type. ``step``: the step it belongs to, default the last one resumed or checkpointed.
+
+        Raises ``InvalidArgument`` (nothing was sent), ``WalUnavailable`` (``outcome`` says whether it may be written),
+        ``WalFull``, ``AgentFenced``, ``Closed``.
+        """
+        engine = self._engine("save_event")
+        record = self._event(event_id, data, step)
+        return engine.wal.wait(engine.wal.append(self._agent_id, [record], self._deadline()))[0]
+
+    def save_events(self, events: Iterable[tuple[str, Any]], *, step: int | None = None) -> list[Ack]:
+        """Append ``(event_id, data)`` pairs in order, pipelined, and return one ``Ack`` each.
+
+        Everything is checked before anything is sent. Raises as :meth:`save_event`, except that a failure after sending
+        began is a ``BatchFailed``: its ``acks`` are those that are durable, ``failed`` the index of the first that is not,
+        and what stands behind that one was not sent.
+        """
+        engine = self._engine("save_events")
+        records = [self._event(event_id, data, step, f"events[{n}]") for n, (event_id, data) in enumerate(events)]
+        acks: list[Ack] = []
+        for batch in _batches(records):
+            try:
+                ticket = engine.wal.append(self._agent_id, batch, self._deadline())
+            except SkialithError as error:
+                raise _batch_failed(self._agent_id, records, acks, error) from error
+            try:
+                acks.extend(engine.wal.wait(ticket))
+            except SkialithError as error:
+                acks.extend(ticket.acks)
+                raise _batch_failed(self._agent_id, records, acks, error) from error
+        return acks
+
+    def checkpoint(self, step: int, data: Any) -> Ack:
+        """Append the agent's state and return at DURABLE; ``resume()`` gives back the last one.
+
+        ``step``: 0 to 2**63-1. ``data``: as for :meth:`save_event`. Every call is a record of its own: writing an earlier
+        state again makes that state current. Raises as :meth:`save_event`; after ``outcome="unknown"`` the checkpoint may
+        or may not be current, and calling again settles it.
+        """
+        engine = self._engine("checkpoint")
+        step = _checked_step("step", step)
+        codec, body = payloads.pack(data, "data", self._config.max_record_bytes)
+        record = Record(
+            Kind.CHECKPOINT,
+            self._config.namespace,
+            self._agent_id,
+            "",
+            secrets.token_bytes(16),
+            step,
+            "",
+            _now_us(),
+            codec,
+            body,
+        )
+        ack = engine.wal.wait(engine.wal.append(self._agent_id, [record], self._deadline()))[0]
+        self._step = step
+        return ack
+
+    def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
+        prefix = f"{where}." if where else ""
+        event_id = check_id(f"{prefix}event_id", event_id)
+        codec, body = payloads.pack(data, f"{prefix}data", self._config.max_record_bytes)
+        kind = data.get("kind") if isinstance(data, dict) else None
+        return Record(
+            Kind.EVENT,
+            self._config.namespace,
+            self._agent_id,
+            event_id,
+            _fastpath.event_key(self._config.namespace, self._agent_id, event_id),
+            self._step if step is None else _checked_step("step", step),
+            kind if isinstance(kind, str) and kind else "event",
+            _now_us(),
+            codec,
+            body,
+        )
+
+    # ---- reading
+
+    def resume(self, *, exclusive: bool = True) -> AgentState:
+        """Own the agent and return its last checkpoint; a new agent has step 0, ``{}`` and ``is_new``.
+
+        From here on this process is the owner: whoever owned it before gets ``AgentFenced`` at its next write.
+        ``exclusive=False`` reads without owning. Raises ``WalUnavailable``, or ``StoreUnavailable`` when the database is
+        away and the log alone cannot tell.
+        """
+        engine = self._engine("resume")
+        if exclusive:
+            engine.wal.claim(self._agent_id, self._deadline())
+            if self._owner_pid == os.getpid():
+                engine.wal.release(self._agent_id)
+            self._owner_pid = os.getpid()
+        state = self._read_state(engine)
+        self._step = state.step_index
+        return state
+
+    def peek(self) -> AgentState:
+        """The last checkpoint, read only: nothing is claimed. Raises as :meth:`resume`."""
+        return self._read_state(self._engine("peek"))
+
+    def _read_state(self, engine: runtime.Runtime) -> AgentState:
+        record, source, database_ok = engine.newest_checkpoint(self._agent_id, self._deadline())
+        if record is None:
+            return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
+        data = payloads.decode(record.codec, record.body or b"")
+        return AgentState(
+            self._agent_id, record.step_index, data, False, "wal" if source == "wal" else "database", database_ok
+        )
+
+    def history(self, after: Event | str | None = None, limit: int | None = None) -> Iterator[Event]:
+        """The agent's events, oldest first, from database and log together, read lazily page by page.
+
+        ``after``: continue behind this event (or its ``position.cursor()``). ``limit``: at most so many. Ends at what was
+        durable when reading began. Raises ``StoreUnavailable`` or ``WalUnavailable`` while iterating.
+        """
+        engine = self._engine("history")
+        position = _position(after)
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
+            raise InvalidArgument(f"limit must be a whole number of 0 or more, not {limit!r}", argument="limit")
+        return self._events(engine, position, limit)
+
+    def _events(self, engine: runtime.Runtime, position: Position, limit: int | None) -> Iterator[Event]:
+        if limit == 0:
+            return
+        for number, entry in enumerate(engine.history(self._agent_id).entries(position), start=1):
+            yield _as_event(entry)
+            if number == limit:
+                return
+
+    # ---- life
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Wait until all that this process appended is STORED; returns how many of it became dead letters.
+
+        ``timeout``: seconds, default the agent's. Raises ``FlushTimeout``; what is not stored stays durable in the log.
+        """
+        engine = self._engine("flush")
+        return engine.flush(self._config.timeout if timeout is None else timeout)
+
+    def close(self) -> None:
+        """Give the agent up; the last agent of a process flushes (bounded) and stops the runtime. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._runtime.pid != os.getpid() or self._runtime.closed:
+            return
+        if self._owner_pid == os.getpid():
+            self._runtime.wal.release(self._agent_id)
+        self._runtime.release()
+
+    def __enter__(self) -> SkialithAgent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SkialithAgent({self._agent_id!r}, namespace={self._config.namespace!r})"
+
+    # ---- inside
+
+    def _engine(self, verb: str) -> runtime.Runtime:
+        self._refuse_event_loop(verb)
+        if self._closed:
+            raise Closed(f"{verb}: the agent {self._agent_id!r} is closed; nothing was sent. Open a new SkialithAgent")
+        if self._runtime.pid != os.getpid():
+            # A forked child: the parent's connections are not ours to touch.
+            self._runtime = runtime.acquire(self._config)
+        self._runtime.check_open()
+        self._runtime.note_agent(self._agent_id)
+        return self._runtime
+
+    def _refuse_event_loop(self, verb: str) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        spelling = "asyncio.to_thread(SkialithAgent, ...)" if verb == "SkialithAgent" else f"asyncio.to_thread(agent.{verb}, ...)"
+        raise BlockingCallInEventLoop(
+            f"{verb} blocks, and this thread runs an asyncio loop: write `await {spelling}`; nothing was sent"
+        )
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._config.timeout
+
+
+def _batches(records: list[Record]) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        length = len(record.body or b"")
+        if batch and (len(batch) >= APPEND_BATCH_RECORDS or size + length > APPEND_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += length
+    if batch:
+        yield batch
+
+
+def _batch_failed(agent_id: str, records: list[Record], acks: list[Ack], error: SkialithError) -> BatchFailed:
+    failed = len(acks)
+    return BatchFailed(
+        f"agent {agent_id!r}: {failed} of {len(records)} events are durable; event {records[failed].record_id!r} "
+        f"(events[{failed}]) failed: {error}",
+        outcome=error.outcome,
+        retryable=error.retryable,
+        failed=failed,
+        acks=list(acks),
+    )
+
+
+def _as_event(entry: Entry) -> Event:
+    record, stored, dead = entry
+    return Event(
+        agent_id=record.agent_id,
+        event_id=record.record_id,
+        step_index=record.step_index,
+        event_type=record.event_type,
+        data=payloads.decode(record.codec, record.body or b""),
+        created_at=datetime.fromtimestamp(record.created_us / 1_000_000, timezone.utc),
+        position=record.position,
+        stored=stored,
+        dead=dead,
+    )
+
+
+def _checked_step(argument: str, step: object) -> int:
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _MAX_STEP:
+        raise InvalidArgument(f"{argument} must be a whole number from 0 to 2**63-1, not {step!r}", argument=argument)
+    return step
+
+
+def _position(after: Event | str | None) -> Position:
+    if after is None:
+        return NOWHERE
+    if isinstance(after, Event):
+        return after.position
+    try:
+        time_ns, seq = str(after).split("-")
+        return Position(int(time_ns), int(seq))
+    except ValueError:
+        raise InvalidArgument(
+            f"after must be an Event or its position.cursor(), not {after!r}", argument="after"
+        ) from None
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

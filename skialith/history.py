@@ -1,0 +1,155 @@
+"""Merging the log and the database into one past: events oldest first, and the newest checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from .config import HISTORY_PAGE_RECORDS
+from .errors import StoreUnavailable, WalRejected
+from .records import NOWHERE, Position, Record
+
+
+class PastLog(Protocol):
+    """What is read of the log."""
+
+    def end(self, deadline: float) -> Position: ...
+    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]: ...
+    def with_body(self, record: Record, deadline: float) -> Record: ...
+    def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None: ...
+    def dead_records(self, agent_id: str, kind: str, deadline: float) -> list[Record]: ...
+
+
+class PastStore(Protocol):
+    """What is read of the database."""
+
+    def events(
+        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
+    ) -> list[tuple[Record, bool]]: ...
+    def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
+    def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
+
+
+Entry = tuple[Record, bool, bool]
+"""A record with its whole body, whether the database has it, and whether it is a dead letter."""
+
+
+class History:
+    """The events of one agent, read page by page: first a bounded page of the log, then the database up to its end.
+
+    In that order a record that moves while it is read is seen at least once, and the key of a record makes it once.
+    """
+
+    def __init__(self, wal: PastLog, store: PastStore, namespace: str, agent_id: str, timeout: float) -> None:
+        self._wal = wal
+        self._store = store
+        self._namespace = namespace
+        self._agent_id = agent_id
+        self._timeout = timeout
+        self._unstored: set[bytes] = set()
+
+    def entries(self, after: Position) -> Iterator[Entry]:
+        """Events behind ``after`` until the end of the log at the time of the call, oldest first, read lazily."""
+        end = self._wal.end(self._deadline())
+        dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
+        cursor = after
+        while True:
+            heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
+            upper = heads[-1].position if more else end
+            buried = [record for record in dead if cursor < record.position <= upper]
+            yield from self._between(cursor, upper, heads, buried)
+            if not more:
+                return
+            cursor = upper
+
+    def _between(self, after: Position, upper: Position, heads: list[Record], buried: list[Record]) -> Iterator[Entry]:
+        """Everything in (after, upper], in pages of the database."""
+        cursor = after
+        while cursor < upper:
+            rows = self._store.events(self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS)
+            bound = rows[-1][0].position if len(rows) == HISTORY_PAGE_RECORDS else upper
+            page: list[Entry] = [(record, True, dead) for record, dead in rows]
+            seen = {record.key for record, _ in rows}
+            for record in buried:
+                if cursor < record.position <= bound and record.key not in seen:
+                    seen.add(record.key)
+                    page.append((record, False, True))
+            unstored = [r for r in heads if cursor < r.position <= bound and r.key not in seen]
+            page.extend(self._from_log(unstored))
+            page.sort(key=lambda entry: entry[0].position)
+            yield from page
+            cursor = bound
+
+    def _from_log(self, records: list[Record]) -> Iterator[Entry]:
+        """Records that only the log has. One that was saved before, at another position, is passed over."""
+        if not records:
+            return
+        stored = self._store.stored(self._namespace, [record.key for record in records])
+        for record in records:
+            if record.key in self._unstored:
+                continue
+            if record.key in stored:
+                row = self._moved(record)
+                if row is not None:
+                    yield row
+                continue
+            try:
+                whole = self._wal.with_body(record, self._deadline())
+            except WalRejected:
+                # Its body left the log, so it was stored since the page was read.
+                row = self._moved(record)
+                if row is None:
+                    raise
+                yield row
+                continue
+            self._unstored.add(record.key)
+            yield whole, False, False
+
+    def _moved(self, record: Record) -> Entry | None:
+        """The row of a record that moved to the database while its page was read; None if it stands elsewhere."""
+        before = Position(record.position.time_ns, record.position.seq - 1)
+        for row, dead in self._store.events(self._namespace, self._agent_id, before, record.position, 1):
+            if row.key == record.key:
+                return row, True, dead
+        return None
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout
+
+
+Source = Literal["wal", "database", "none"]
+
+
+def newest_checkpoint(
+    wal: PastLog, store: Callable[[], PastStore], namespace: str, agent_id: str, deadline: float
+) -> tuple[Record | None, Source, bool]:
+    """The checkpoint with the greatest position, where it was read, and whether the database answered.
+
+    The log is read first: what is trimmed from it afterwards is in the database by then. Raises ``StoreUnavailable`` when
+    the database does not answer and the log holds no checkpoint, because then nobody can tell whether there is one.
+    """
+    found = wal.last_checkpoint(agent_id, deadline)
+    for record in wal.dead_records(agent_id, "checkpoint", deadline):
+        found = _newer(found, record)
+    try:
+        row = store().latest_checkpoint(namespace, agent_id)
+    except StoreUnavailable as error:
+        if found is None:
+            raise StoreUnavailable(
+                f"agent {agent_id!r}: the log holds no checkpoint and the database does not answer ({error}), so its state "
+                "cannot be told; nothing is lost, call again when the database is back"
+            ) from error
+        return found, "wal", False
+    if row is not None and _newer(found, row) is row:
+        return row, "database", True
+    return found, "wal" if found is not None else "none", True
+
+
+def _newer(one: Record | None, other: Record) -> Record:
+    if one is None or one.position < other.position or one.key == other.key:
+        return other
+    return one
+
+
+__all__ = ["NOWHERE", "Entry", "History", "newest_checkpoint"]

@@ -1,0 +1,270 @@
+"""One engine per process and configuration: wires settings to log, writer and database; owns fork and exit."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from .errors import Closed, ConfigurationError, FlushTimeout, SkialithError, StoreError, UnsupportedEnvironment, WalError
+from .history import History, newest_checkpoint
+from .records import NOWHERE, Kind, Position, Record
+from .stores import open_store
+from .stores.base import Store
+from .wal.client import Wal
+from .wal.local import LocalServer
+from .wal.stream import TRACE_INGEST, WRITER
+from .writer.drain import Drain, DrainStatus
+from .writer.sinks import EventSink, TraceSink
+
+log = logging.getLogger("skialith")
+
+_registry: dict[Config, Runtime] = {}
+_lock = threading.RLock()
+_inherited: list[object] = []
+"""What a forked child got from its parent: kept for ever and never touched, because dropping it would close the parent's
+connections."""
+
+
+def acquire(config: Config) -> Runtime:
+    """The running runtime of these settings, started if need be; give it back with ``Runtime.release``.
+
+    Raises ``ConfigurationError`` or ``WalUnavailable`` within the settings' timeout.
+    """
+    _refuse_green_threads()
+    with _lock:
+        runtime = _registry.get(config)
+        if runtime is None:
+            runtime = Runtime(config)
+            runtime.start()
+            _registry[config] = runtime
+        runtime.users += 1
+        return runtime
+
+
+def _refuse_green_threads() -> None:
+    gevent = sys.modules.get("gevent.monkey")
+    patched = gevent is not None and bool(gevent.is_module_patched("threading"))
+    eventlet = sys.modules.get("eventlet.patcher")
+    if patched or (eventlet is not None and bool(eventlet.is_monkey_patched("thread"))):
+        raise UnsupportedEnvironment(
+            "gevent/eventlet monkey-patching replaces the threads and sockets that Skialith runs on: use real threads or "
+            "processes (for Celery: --pool=prefork, threads or solo)"
+        )
+
+
+class Runtime:
+    """The log connection, the drains and the database of one configuration in one process."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.pid = os.getpid()
+        self.users = 0
+        self.closed = False
+        self.store: Store = open_store(config.store_url, power=config.durability == "power")
+        self._local = (
+            LocalServer(config.path, durability=config.durability, binary=config.nats_server) if config.embedded else None
+        )
+        self.wal: Wal
+        self._drains: list[Drain] = []
+        self._trimmer = _Trimmer(self._trim)
+        self._since = NOWHERE
+        self._agents: set[str] = set()
+
+    def start(self) -> None:
+        deadline = time.monotonic() + self.config.timeout
+        wal_bytes = None
+        if self._local is not None:
+            wal_bytes = self._local.acquire(self.config.timeout).wal_bytes
+        self.wal = Wal(self.config, self._find_url, wal_bytes)
+        try:
+            self.wal.open(max(1.0, deadline - time.monotonic()))
+            self._since = self.wal.end(deadline)
+            if self.config.writer == "on":
+                self._start_writer()
+        except BaseException:
+            self.close(flush=False)
+            raise
+
+    def _find_url(self) -> str:
+        if self._local is not None:
+            return self._local.ensure(self.config.timeout).url
+        return self.config.nats_url or ""
+
+    def _start_writer(self) -> None:
+        binder = _Binder(self.store, self.config.namespace, self.wal.stream.wal_id)
+        sinks: list[tuple[str, EventSink | TraceSink]] = [(WRITER, EventSink(self.store))]
+        if self.wal.stream.traces:
+            sinks.append((TRACE_INGEST, TraceSink(self.store)))
+        for consumer, sink in sinks:
+            drain = Drain(
+                self.wal.source(consumer),
+                sink,
+                self.config.namespace,
+                on_progress=self._trimmer.note,
+                before_first=binder.bind,
+            )
+            self._drains.append(drain)
+        self._trimmer.start()
+        for drain in self._drains:
+            drain.start()
+
+    def _trim(self) -> None:
+        try:
+            self.wal.trim()
+        except (WalError, Closed) as error:
+            log.info("trimming %s put off: %s", self.wal.stream.name, error)
+
+    # ---- what agents use
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise Closed("the agent was used after close(); nothing was sent. Open a new SkialithAgent")
+
+    def note_agent(self, agent_id: str) -> None:
+        self._agents.add(agent_id)
+
+    def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
+        return newest_checkpoint(self.wal, lambda: self.store, self.config.namespace, agent_id, deadline)
+
+    def history(self, agent_id: str) -> History:
+        return History(self.wal, self.store, self.config.namespace, agent_id, self.config.timeout)
+
+    def flush(self, timeout: float) -> int:
+        """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
+        self.wal.flush(timeout)
+        return self._count_dead(time.monotonic() + self.config.timeout)
+
+    def _count_dead(self, deadline: float) -> int:
+        keys: set[bytes] = set()
+        for agent_id in self._agents:
+            for kind in ("event", "checkpoint"):
+                records = self.wal.dead_records(agent_id, kind, deadline)
+                keys.update(record.key for record in records if record.position > self._since)
+        after = Position(self._since.time_ns, self._since.seq + 1)
+        for letter in self.store.dead_letters(self.config.namespace, sink=WRITER, since=after, limit=10_000):
+            if letter.record is not None and letter.record.agent_id in self._agents:
+                keys.add(letter.key)
+        return len(keys)
+
+    def drain_status(self) -> list[DrainStatus]:
+        return [drain.status() for drain in self._drains]
+
+    # ---- life
+
+    def release(self) -> None:
+        """Give back what :func:`acquire` returned; the last one closes the runtime."""
+        with _lock:
+            self.users -= 1
+            if self.users > 0 or self.closed:
+                return
+            _registry.pop(self.config, None)
+        self.close()
+
+    def close(self, *, flush: bool = True) -> None:
+        """Refuse new records, flush, stop the drains, release, disconnect; bounded by ``CLOSE_SECONDS``. May be called twice.
+
+        What is not stored by then stays durable in the log.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        deadline = time.monotonic() + CLOSE_SECONDS
+        if flush and self._drains:
+            self._flush_for_close(deadline)
+        for drain in self._drains:
+            drain.stop(max(0.5, deadline - time.monotonic()))
+        self._trimmer.stop()
+        if hasattr(self, "wal"):
+            if flush and self._drains:
+                self._trim()
+            self.wal.close()
+        self.store.close()
+        if self._local is not None:
+            self._local.release()
+
+    def _flush_for_close(self, deadline: float) -> None:
+        if not all(status.database_ok for status in self.drain_status()):
+            log.warning("closing while the database is away: what is not stored stays in the log")
+            return
+        try:
+            self.wal.flush(max(0.0, deadline - time.monotonic()))
+        except (FlushTimeout, WalError, StoreError) as error:
+            log.warning("closing: %s", error)
+
+
+class _Binder:
+    """Prepares the database before the first batch: schema, and the log that feeds this namespace."""
+
+    def __init__(self, store: Store, namespace: str, wal_id: str) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._wal_id = wal_id
+        self._lock = threading.Lock()
+        self._done = False
+
+    def bind(self) -> None:
+        with self._lock:
+            if self._done:
+                return
+            self._store.migrate()
+            self._store.bind_wal(self._namespace, self._wal_id)
+            self._done = True
+
+
+class _Trimmer:
+    """A thread that trims about once a second, and only after acks moved."""
+
+    def __init__(self, trim: Callable[[], None]) -> None:
+        self._trim = trim
+        self._moved = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="skialith-trim", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def note(self) -> None:
+        self._moved.set()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._moved.set()
+        if self._thread.is_alive():
+            self._thread.join(CLOSE_SECONDS)
+
+    def _main(self) -> None:
+        while not self._stopping.is_set():
+            self._moved.wait()
+            self._moved.clear()
+            if self._stopping.wait(TRIM_SECONDS):
+                return
+            self._trim()
+
+
+def _forget_parent() -> None:
+    global _lock
+    _inherited.extend(_registry.values())
+    _registry.clear()
+    _lock = threading.RLock()
+
+
+def _close_all() -> None:
+    for runtime in list(_registry.values()):
+        _registry.pop(runtime.config, None)
+        if runtime.pid == os.getpid():
+            try:
+                runtime.close()
+            except SkialithError as error:
+                log.warning("closing at exit: %s", error)
+
+
+os.register_at_fork(after_in_child=_forget_parent)
+atexit.register(_close_all)
+
+__all__ = ["ConfigurationError", "Kind", "Runtime", "acquire"]

@@ -1,0 +1,126 @@
+"""The JSON of a trace: what an event's payload looks like in ``agent_traces``, for people's SQL; never fails.
+
+What JSON (or a database's JSON) cannot hold becomes an object that says so: ``{"skialith_base64": "..."}`` for bytes,
+``{"skialith_omitted": "<why>"}`` for a value, with ``"bytes"`` (size as msgpack) where it stands for a whole payload.
+The exact payload is in ``agent_events``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from typing import Any
+
+from . import payloads
+from .config import TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from .records import Record
+
+_TOO_LARGE = f"larger than {TRACE_JSON_BYTES} bytes as JSON"
+# A float takes 9 bytes as msgpack and at least 3 characters and a comma as JSON; nothing shrinks more than that.
+_LARGEST_BODY = 3 * TRACE_JSON_BYTES
+
+
+class _TooLarge(Exception):
+    """The document is over TRACE_JSON_BYTES already, so the rest need not be looked at."""
+
+
+def of_record(record: Record) -> str:
+    """The JSON text of an event's payload. A payload that is too large, not there or corrupt becomes a marker."""
+    if record.body is None:
+        return omitted(_TOO_LARGE, record.manifest.size if record.manifest is not None else 0)
+    size = len(record.body)
+    try:
+        body = payloads.uncompressed(record.codec, record.body)
+        size = len(body)
+        if size > _LARGEST_BODY:
+            return omitted(_TOO_LARGE, size)
+        value = payloads.decode(0, body)
+    except (ValueError, MemoryError) as error:
+        return omitted(f"cannot be decoded: {error}"[:200], size)
+    return to_json(value, size)
+
+
+def to_json(value: Any, size: int = 0) -> str:
+    """``value`` as JSON text with ``str`` keys, at most ``TRACE_JSON_BYTES`` in UTF-8 and ``TRACE_JSON_DEPTH`` deep.
+
+    ``size``: its size as msgpack, named in the marker that takes its place if it is too large. Never raises.
+    """
+    try:
+        text = json.dumps(_Document().convert(value, 0), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        if len(text.encode("utf-8")) > TRACE_JSON_BYTES:
+            raise _TooLarge
+        return text
+    except _TooLarge:
+        return omitted(_TOO_LARGE, size)
+    except Exception as error:  # a trace must never stop the queue behind it; the marker says what happened
+        return omitted(f"{type(error).__name__} while it was made JSON", size)
+
+
+def omitted(why: str, size: int) -> str:
+    """The marker that stands for a whole payload of ``size`` bytes."""
+    return json.dumps({"skialith_omitted": why, "bytes": size})
+
+
+def _mark(why: str) -> dict[str, Any]:
+    return {"skialith_omitted": why}
+
+
+class _Document:
+    """One conversion and the characters it has seen so far."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def convert(self, value: Any, depth: int) -> Any:
+        """``value`` in JSON's own types. Markers nest one level, so containers stop one short of the limit."""
+        self._count(2)
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, int):
+            # MySQL's JSON keeps integers exact up to here.
+            return int(value) if -(2**63) <= value < 2**64 else _mark("int over 64 bits")
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else _mark(json.dumps(float(value)))
+        if isinstance(value, bytes):
+            self._count(len(value) * 4 // 3)
+            return {"skialith_base64": base64.b64encode(value).decode("ascii")}
+        if isinstance(value, (list, tuple, dict)):
+            if depth >= TRACE_JSON_DEPTH - 1:
+                return _mark(f"deeper than {TRACE_JSON_DEPTH} levels")
+            if isinstance(value, dict):
+                return self._object(value, depth + 1)
+            return [self.convert(item, depth + 1) for item in value]
+        return _mark(f"a value of type {type(value).__name__}")
+
+    def _object(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
+        converted: dict[str, Any] = {}
+        for key, item in value.items():
+            name = self._key(key)
+            if name is None:
+                return _mark("a key with a lone surrogate")
+            if name in converted:
+                return _mark(f"two keys that are both {name[:80]!r} as JSON")
+            converted[name] = self.convert(item, depth)
+        return converted
+
+    def _key(self, key: Any) -> str | None:
+        if isinstance(key, str):
+            name = self._text(key)
+            return name if isinstance(name, str) else None
+        return json.dumps(self.convert(key, 0), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def _text(self, value: str) -> str | dict[str, Any]:
+        self._count(len(value))
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return _mark("text with a lone surrogate")
+        return str.__str__(value)
+
+    def _count(self, characters: int) -> None:
+        self.characters += characters
+        if self.characters > TRACE_JSON_BYTES + 1:  # a lower bound of the text, plus one
+            raise _TooLarge

@@ -1,0 +1,82 @@
+"""JetStream API requests as JSON, with the server's error as an exception."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from datetime import datetime
+from typing import Any
+
+from ..config import API_TIMEOUT_SECONDS, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS
+from ..errors import WalUnavailable
+from .transport import Connection, Disconnected, NoReply
+
+NO_RESPONDERS = "503"
+
+
+class ApiError(Exception):
+    """The server's answer to an API request was an error. ``code``: the JetStream ``err_code``."""
+
+    def __init__(self, status: int, code: int, description: str) -> None:
+        super().__init__(f"{description} ({status}/{code})")
+        self.status = status
+        self.code = code
+        self.description = description
+
+
+class Api:
+    """Calls ``$JS.API.<name>``."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def call(self, name: str, body: dict[str, Any] | None = None, *, deadline: float | None = None) -> dict[str, Any]:
+        """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``."""
+        end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
+        pauses = backoff()
+        cause: Exception | str = "no answer"
+        while True:
+            try:
+                await self._connection.ready(end)
+                return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
+            except NoResponders:
+                cause = "JetStream does not answer: it is disabled for this account, or the cluster has no leader now"
+            except (Disconnected, NoReply) as error:
+                cause = self._connection.last_error or error
+            pause = next(pauses)
+            if time.monotonic() + pause >= end:
+                raise WalUnavailable(f"the NATS server did not answer {name}: {cause}", outcome="not_written")
+            await asyncio.sleep(pause)
+
+    async def once(self, name: str, body: dict[str, Any] | None = None, *, timeout: float) -> dict[str, Any]:
+        """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``."""
+        payload = json.dumps(body).encode() if body is not None else b""
+        reply = await self._connection.request(f"$JS.API.{name}", payload, timeout=timeout)
+        if not reply.data:
+            raise NoResponders
+        answer: dict[str, Any] = json.loads(reply.data)
+        error = answer.get("error")
+        if error:
+            raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", "unknown error"))
+        return answer
+
+
+class NoResponders(Exception):
+    """Nothing in the server listens on the subject."""
+
+
+def backoff() -> Any:
+    """Pauses with full jitter, without end: uniform in (0, cap], the cap doubling up to its limit."""
+    cap = RETRY_FIRST_SECONDS
+    while True:
+        yield random.uniform(cap / 10, cap)
+        cap = min(2 * cap, RETRY_LONGEST_SECONDS)
+
+
+def time_ns(stamp: str) -> int:
+    """Nanoseconds since 1970 of an RFC 3339 time as the server writes it (UTC, up to nine decimals)."""
+    whole, _, rest = stamp.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
+    return seconds * 1_000_000_000 + int(rest.ljust(9, "0") or 0)

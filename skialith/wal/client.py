@@ -1,0 +1,259 @@
+"""The blocking face of the log for one process: connect, append, read, own, trim, close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
+from ..records import Ack, Position, Record
+from .api import ApiError, NoResponders
+from .dead import DeadLetters
+from .lease import Leases
+from .log import Log, Ticket
+from .loop import LoopThread
+from .read import Reader
+from .source import ConsumerSource
+from .stream import TRACE_INGEST, WRITER, Stream
+from .transport import Connection, Disconnected, NoReply
+
+log = logging.getLogger("skialith.wal")
+T = TypeVar("T")
+
+_GRACE_SECONDS = 5.0
+_FLUSH_FIRST_SECONDS = 0.005
+_FLUSH_LONGEST_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerLag:
+    """How far a consumer is behind. ``oldest_seconds``: age of the oldest record it has not acknowledged, 0 if none."""
+
+    name: str
+    records: int
+    in_flight: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WalStatus:
+    """The log as ``skialith status`` shows it."""
+
+    stream: str
+    wal_id: str
+    server: str
+    server_version: str
+    replicas: int
+    messages: int
+    bytes: int
+    max_bytes: int
+    last_seq: int
+    traces: bool
+    dead_letters: int
+    consumers: tuple[ConsumerLag, ...]
+
+
+class Wal:
+    """One connection to one namespace's log, on its own loop thread. Every method may be called from any thread."""
+
+    def __init__(self, config: Config, find_url: Callable[[], str], wal_bytes: int | None = None) -> None:
+        """``find_url``: blocking, gives the server URL and restarts an embedded server; ``wal_bytes``: size of a new stream."""
+        self._config = config
+        self._find_url = find_url
+        self._wal_bytes = wal_bytes
+        self._thread = LoopThread()
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._closed = False
+        self.connection: Connection
+        self.stream: Stream
+        self.log: Log
+        self.reader: Reader
+        self.dead: DeadLetters
+
+    def open(self, timeout: float) -> None:
+        """Connect and provision within ``timeout`` seconds. Raises ``ConfigurationError`` or ``WalUnavailable``."""
+        self._thread.start()
+        try:
+            self._thread.call(self._open(time.monotonic() + timeout), timeout + _GRACE_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    async def _open(self, deadline: float) -> None:
+        self.connection = Connection(self._config, self._url)
+        await self.connection.connect(max(0.1, deadline - time.monotonic()))
+        self.stream = Stream(self._config, self.connection, self._wal_bytes)
+        await self.stream.provision(deadline)
+        leases = Leases(self.connection, self.stream, self._config.lease_seconds)
+        self.reader = Reader(self.connection, self.stream)
+        self.log = Log(self.connection, self.stream, leases, self.reader)
+        self.dead = DeadLetters(self.stream, self.reader)
+        self._housekeeper = asyncio.create_task(self._keep_house())
+
+    async def _url(self) -> str:
+        return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
+
+    async def _keep_house(self) -> None:
+        """Renew leases and refresh the stream's size; a failure here is met again by the next append, which reports it."""
+        while True:
+            await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
+            try:
+                if self.stream.appended_bytes:
+                    await self.stream.info()
+                await self.log.renew_due(time.monotonic() + self._config.timeout)
+            except AgentFenced as error:
+                log.warning("%s", error)
+            except (SkialithError, ApiError) as error:
+                log.info("housekeeping of %s put off: %s", self.stream.name, error)
+
+    # ---- appending and owning
+
+    def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
+        return self.log.append(agent_id, records, deadline)
+
+    def wait(self, ticket: Ticket) -> list[Ack]:
+        """One ``Ack`` per record, in order. Raises the record's error; interruptible, and Ctrl-C gives the call up."""
+        try:
+            return ticket.future.result(max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
+        except BaseException:
+            ticket.future.cancel()
+            raise
+
+    def claim(self, agent_id: str, deadline: float) -> None:
+        self._call(lambda: self.log.claim(agent_id, deadline), deadline)
+
+    def release(self, agent_id: str) -> None:
+        """Give an agent up; what goes wrong leaves the lease to age out."""
+        deadline = time.monotonic() + _GRACE_SECONDS
+        try:
+            self._call(lambda: self.log.release(agent_id), deadline)
+        except (WalError, ConfigurationError) as error:
+            log.info("the lease of agent %r stays until it ages out: %s", agent_id, error)
+
+    # ---- reading
+
+    def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None:
+        return self._call(lambda: self.reader.last_checkpoint(agent_id, deadline), deadline)
+
+    def dead_records(self, agent_id: str, kind: str, deadline: float) -> list[Record]:
+        """Records of one agent that stand in the dead-letter stream."""
+        return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
+
+    def end(self, deadline: float) -> Position:
+        return self._call(lambda: self.reader.end(deadline), deadline)
+
+    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
+        return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+
+    def with_body(self, record: Record, deadline: float) -> Record:
+        return self._call(lambda: self.reader.with_body(record, deadline), deadline)
+
+    def call(self, make: Callable[[], Awaitable[T]], timeout: float) -> T:
+        """Run one of this package's coroutines; for the command line."""
+        return self._call(make, time.monotonic() + timeout)
+
+    # ---- the writer's side
+
+    def source(self, consumer: str) -> ConsumerSource:
+        return ConsumerSource(self._thread, self.connection, self.stream, self.log, self.reader, consumer)
+
+    def trim(self) -> None:
+        """Remove what is stored from the log. Raises ``WalUnavailable``; the next trim does what this one did not."""
+        self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
+
+    def flush(self, timeout: float) -> None:
+        """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
+        deadline = time.monotonic() + timeout
+        self._call(lambda: self._flush(self.log.last_seq, timeout, deadline), deadline)
+
+    async def _flush(self, target: int, timeout: float, deadline: float) -> None:
+        pause = _FLUSH_FIRST_SECONDS
+        remaining = -1
+        while target:
+            try:
+                pending = await self.stream.pending_from(WRITER, deadline)
+                if pending is None or pending > target:
+                    return
+                if time.monotonic() + pause >= deadline:
+                    info = await self.stream.consumer_info(WRITER)
+                    remaining = info["num_pending"] + info["num_ack_pending"]
+            except WalUnavailable as error:
+                raise FlushTimeout(f"flush: the log did not answer within {timeout:.1f} s: {error}") from error
+            if remaining >= 0:
+                raise FlushTimeout(
+                    f"flush: {remaining} records are durable in the log but not in the database after {timeout:.1f} s: "
+                    "check that a writer runs and reaches its database (`skialith status`)",
+                    remaining=remaining,
+                )
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+
+    # ---- looking
+
+    def status(self, timeout: float) -> WalStatus:
+        deadline = time.monotonic() + timeout
+        return self._call(lambda: self._status(deadline), deadline)
+
+    async def _status(self, deadline: float) -> WalStatus:
+        info = await self.stream.info(deadline)
+        state, config = info["state"], info["config"]
+        names = (WRITER, TRACE_INGEST) if self.stream.traces else (WRITER,)
+        lags = [await self._lag(name, deadline) for name in names]
+        server = self.connection.info
+        return WalStatus(
+            stream=self.stream.name,
+            wal_id=self.stream.wal_id,
+            server=str(server.get("server_name", "")),
+            server_version=str(server.get("version", "")),
+            replicas=config["num_replicas"],
+            messages=state["messages"],
+            bytes=state["bytes"],
+            max_bytes=config["max_bytes"],
+            last_seq=state["last_seq"],
+            traces=self.stream.traces,
+            dead_letters=await self.dead.count(deadline),
+            consumers=tuple(lags),
+        )
+
+    async def _lag(self, name: str, deadline: float) -> ConsumerLag:
+        info = await self.stream.consumer_info(name, deadline)
+        oldest = await self.stream.oldest_pending(name, deadline)
+        age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e9)
+        return ConsumerLag(name, info["num_pending"] + info["num_ack_pending"], info["num_ack_pending"], age)
+
+    # ---- life
+
+    def close(self) -> None:
+        """Fail what is in flight and stop the loop thread. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(SkialithError):
+            self._thread.call(self._close(), CLOSE_SECONDS)
+        self._thread.stop()
+
+    async def _close(self) -> None:
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+        if hasattr(self, "log"):
+            await self.log.close()
+        if hasattr(self, "connection"):
+            await self.connection.close()
+
+    def _call(self, make: Callable[[], Awaitable[T]], deadline: float) -> T:
+        async def run() -> T:
+            try:
+                return await make()
+            except (Disconnected, NoReply, NoResponders) as error:
+                cause: Any = self.connection.last_error or error
+                raise WalUnavailable(f"the log cannot be reached: {cause}") from error
+            except ApiError as error:
+                raise WalUnavailable(f"the log refused a request: {error}") from error
+
+        return self._thread.call(run(), max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)

@@ -1,0 +1,127 @@
+"""The dead-letter stream: what the database refused and its ``dead_letters`` table did not take either."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import ormsgpack
+
+from ..config import HISTORY_PAGE_RECORDS
+from ..records import DeadLetter, Kind, Position, Record
+from .read import BodyMissing, Reader, decode
+from .stream import Stream
+
+_ERROR_CHARACTERS = 500
+"""A letter must fit one message beside the record's own, so the reason is kept short here."""
+
+
+def letter_id(sink: str, key: bytes) -> bytes:
+    """The message id of a dead letter."""
+    return hashlib.blake2b(sink.encode() + b"\0" + key, digest_size=16).digest()
+
+
+def letter_kind(record: Record | None) -> str:
+    """The token of the dead-letter subject that tells what the record was."""
+    if record is None:
+        return "undecodable"
+    return "event" if record.kind == Kind.EVENT else "checkpoint"
+
+
+def letter_data(letter: DeadLetter) -> bytes:
+    """A dead letter as one message: a msgpack array."""
+    return ormsgpack.packb(
+        [
+            1,
+            letter.key,
+            letter.sink,
+            letter.subject,
+            letter.position.time_ns,
+            letter.position.seq,
+            letter.error_code,
+            letter.error[:_ERROR_CHARACTERS],
+            letter.dead_us,
+            letter.raw,
+        ]
+    )
+
+
+def letter_from(data: bytes, namespace: str) -> DeadLetter:
+    """The reverse of :func:`letter_data`; the record is decoded again from the raw message."""
+    _, key, sink, subject, time_ns, seq, code, error, dead_us, raw = ormsgpack.unpackb(data)
+    position = Position(time_ns, seq)
+    try:
+        record: Record | None = decode(namespace, raw, position)
+    except ValueError:
+        record = None
+    return DeadLetter(key, sink, namespace, subject, position, code, error, dead_us, raw, record)
+
+
+class DeadLetters:
+    """Reads and removes the dead letters that stand in the log."""
+
+    def __init__(self, stream: Stream, reader: Reader) -> None:
+        self._stream = stream
+        self._reader = reader
+
+    async def read(self, subject: str, deadline: float) -> list[DeadLetter]:
+        """Dead letters on a subject (all: ``Subjects.dead``), oldest first, one each, large bodies included."""
+        return [letter for _, letter in await self._numbered(subject, deadline)]
+
+    async def for_agent(self, agent_id: str, kind: str, deadline: float) -> list[Record]:
+        """The records among one agent's dead letters of sink ``writer``; ``kind`` as :func:`letter_kind` gives it."""
+        letters = await self.read(self._stream.subjects.dead_letter(kind, agent_id), deadline)
+        return [letter.record for letter in letters if letter.record is not None and letter.sink == "writer"]
+
+    async def count(self, deadline: float) -> int:
+        """Messages on the dead-letter subjects; 0 costs one request, so readers ask this first."""
+        info = await self._stream.dead_info(deadline)
+        return int(info["state"]["messages"])
+
+    async def discard(self, sink: str, key: bytes, deadline: float) -> bool:
+        """Remove one dead letter; False if it is not there."""
+        found = False
+        for seq, letter in await self._numbered(self._stream.subjects.dead, deadline, bodies=False, copies=True):
+            if (letter.sink, letter.key) == (sink, key):
+                chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
+                for each in range(seq, seq + chunks + 1):
+                    await self._stream.api.call(
+                        f"STREAM.MSG.DELETE.{self._stream.dead_name}", {"seq": each}, deadline=deadline
+                    )
+                found = True
+        return found
+
+    async def _numbered(
+        self, subject: str, deadline: float, *, bodies: bool = True, copies: bool = False
+    ) -> list[tuple[int, DeadLetter]]:
+        letters: list[tuple[int, DeadLetter]] = []
+        seen: set[tuple[str, bytes]] = set()
+        seq = 1
+        while True:
+            query: dict[str, Any] = {
+                "seq": seq,
+                "next_by_subj": subject,
+                "batch": HISTORY_PAGE_RECORDS,
+                "max_bytes": self._reader.page_bytes(),
+            }
+            messages = await self._reader.direct(self._stream.dead_name, query, deadline)
+            if not messages:
+                return letters
+            for message in messages:
+                seq = int((message.headers or {})["Nats-Sequence"])
+                letter = letter_from(message.data, self._stream.namespace)
+                if copies or (letter.sink, letter.key) not in seen:
+                    seen.add((letter.sink, letter.key))
+                    letters.append((seq, await self._whole(letter, seq, deadline) if bodies else letter))
+            seq += 1
+
+    async def _whole(self, letter: DeadLetter, seq: int, deadline: float) -> DeadLetter:
+        record = letter.record
+        if record is None or record.manifest is None:
+            return letter
+        subject = self._stream.subjects.dead_chunk(record.agent_id)
+        try:
+            body = await self._reader.chunks(self._stream.dead_name, subject, record, seq + 1, deadline)
+        except BodyMissing as error:
+            return letter._replace(record=None, error=f"{letter.error}; {error}")
+        return letter._replace(record=record._replace(body=body))

@@ -1,0 +1,179 @@
+"""Leases: who owns an agent, claimed by compare-and-set and checked by the server at every write."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _fastpath
+from ..errors import AgentFenced, WalRejected, WalUnavailable
+from .api import ApiError, NoResponders, backoff
+from .stream import Stream
+from .transport import Connection, Disconnected, NoReply
+
+WRONG_LAST_SEQUENCE = 10071
+_TRANSIENT = (10164, 10158, 10176, 10008, 10023)
+_ATTEMPT_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Lease:
+    """One agent's ownership by this process. ``seq`` is what every fenced write expects to be the last on the subject."""
+
+    agent_id: str
+    subject: str
+    token: str
+    seq: int
+    server_id: str
+    renewed_at: float
+    users: int = 1
+    suspect: bool = False
+    """An earlier write's fate is unknown: renew before the next one, so that a late copy of it is refused."""
+    lost: AgentFenced | None = field(default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """What stands on a lease subject."""
+
+    seq: int
+    token: str
+    owner: str
+
+
+class Leases:
+    """Claims, renews, verifies and releases. The caller keeps one thing in flight per agent."""
+
+    def __init__(self, connection: Connection, stream: Stream, seconds: float) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._seconds = seconds
+
+    async def claim(self, agent_id: str, deadline: float) -> Lease:
+        """Become the owner, whoever was before. Raises ``WalUnavailable``; then nothing is owned."""
+        subject = self._stream.subjects.lease(agent_id)
+        lease = Lease(agent_id, subject, secrets.token_hex(16), 0, "", 0.0)
+        seen = await self._holder(subject, deadline)
+        await self._write(lease, seen.seq if seen else 0, deadline, take_over=True)
+        return lease
+
+    async def renew(self, lease: Lease, deadline: float) -> None:
+        """Write the lease anew at a new sequence; older copies of this owner's writes are refused from then on.
+
+        Raises ``AgentFenced`` (also set as ``lease.lost``) or ``WalUnavailable``.
+        """
+        await self._write(lease, lease.seq, deadline, take_over=False)
+
+    async def _write(self, lease: Lease, expected: int, deadline: float, *, take_over: bool) -> None:
+        """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success."""
+        pauses = backoff()
+        record = json.dumps(
+            {"token": lease.token, "host": socket.gethostname(), "pid": os.getpid(), "agent": lease.agent_id}
+        ).encode()
+        while True:
+            server_id = self._connection.server_id
+            try:
+                answer = await self._publish(lease.subject, expected, record, deadline)
+            except (Disconnected, NoReply, NoResponders):
+                answer = None
+            if answer is not None and answer[3] == 0:
+                self._hold(lease, answer[0], server_id)
+                return
+            if answer is not None and answer[3] not in (WRONG_LAST_SEQUENCE, *_TRANSIENT):
+                raise WalRejected(f"the lease of agent {lease.agent_id!r} was refused: {answer[5]}", code=answer[3])
+            await self._pause(next(pauses), deadline, lease.agent_id)
+            holder = await self._holder(lease.subject, deadline)
+            if holder is not None and holder.token == lease.token and holder.seq != expected:
+                self._hold(lease, holder.seq, server_id)
+                return
+            if not take_over:
+                self._check(lease, holder)
+            expected = holder.seq if holder else 0
+
+    async def _publish(self, subject: str, expected: int, record: bytes, deadline: float) -> tuple[Any, ...]:
+        await self._connection.ready(deadline)
+        # The rollup removes every earlier lease in the same step: without it, deleting or expiring the last one would
+        # make the one before it the last again, and a zombie's writes would match.
+        headers = (
+            f"Nats-Msg-Id: {secrets.token_hex(16)}\r\nNats-Expected-Last-Subject-Sequence: {expected}\r\n"
+            f"Nats-Rollup: sub\r\nNats-TTL: {max(1, round(self._seconds))}s\r\n"
+        ).encode()
+        timeout = max(0.01, min(_ATTEMPT_SECONDS, deadline - time.monotonic()))
+        reply = await self._connection.request(subject, record, headers=headers, timeout=timeout)
+        if not reply.data:
+            raise NoResponders
+        return _fastpath.parse_puback(reply.data)
+
+    async def _pause(self, seconds: float, deadline: float, agent_id: str) -> None:
+        if time.monotonic() + seconds >= deadline:
+            raise WalUnavailable(
+                f"the lease of agent {agent_id!r} could not be settled before the deadline; call again",
+                outcome="not_written",
+            )
+        await asyncio.sleep(seconds)
+
+    @staticmethod
+    def _hold(lease: Lease, seq: int, server_id: str) -> None:
+        lease.seq, lease.server_id, lease.renewed_at, lease.suspect = seq, server_id, time.monotonic(), False
+
+    async def _holder(self, subject: str, deadline: float) -> Holder | None:
+        """Who stands on the subject, read from the leader (a direct get may be stale on a replica)."""
+        try:
+            answer = await self._stream.api.call(
+                f"STREAM.MSG.GET.{self._stream.name}", {"last_by_subj": subject}, deadline=deadline
+            )
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise WalRejected(f"the lease on {subject} cannot be read: {error}", code=error.code) from error
+        message = answer["message"]
+        try:
+            body = json.loads(base64.b64decode(message.get("data", "")))
+            return Holder(message["seq"], str(body["token"]), f"{body['host']} pid {body['pid']}")
+        except (ValueError, KeyError, TypeError):
+            return Holder(message["seq"], "", "an unreadable lease record")
+
+    def _check(self, lease: Lease, holder: Holder | None) -> None:
+        """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``."""
+        if holder is not None and holder.token == lease.token:
+            lease.seq = holder.seq
+            return
+        if holder is None:
+            text, owner = f"the lease of agent {lease.agent_id!r} expired: call resume() again", ""
+        else:
+            text = f"agent {lease.agent_id!r} was taken over by {holder.owner}: call resume() to own it again"
+            owner = holder.owner
+        lease.lost = AgentFenced(text, agent_id=lease.agent_id, owner=owner)
+        raise lease.lost
+
+    async def verify(self, lease: Lease, deadline: float) -> None:
+        """Read the lease: mine, adopt its sequence; otherwise raise ``AgentFenced``."""
+        server_id = self._connection.server_id
+        self._check(lease, await self._holder(lease.subject, deadline))
+        lease.server_id = server_id
+
+    async def ensure(self, lease: Lease, deadline: float) -> None:
+        """What must hold before a write: not lost, verified on this server, no earlier write of unknown fate."""
+        if lease.lost is not None:
+            raise AgentFenced(str(lease.lost), agent_id=lease.agent_id, owner=lease.lost.owner)
+        if lease.suspect:
+            await self.renew(lease, deadline)
+        elif lease.server_id != self._connection.server_id:
+            await self.verify(lease, deadline)
+
+    def due(self, lease: Lease) -> bool:
+        """Whether a third of the lease's life has passed."""
+        return lease.lost is None and time.monotonic() - lease.renewed_at >= self._seconds / 3
+
+    async def release(self, lease: Lease) -> None:
+        """Give the agent up, once, on this connection. Bounded by the lease's sequence, so a next owner's is never touched."""
+        if lease.lost is None:
+            body = {"filter": lease.subject, "seq": lease.seq + 1}
+            await self._stream.api.once(f"STREAM.PURGE.{self._stream.name}", body, timeout=_ATTEMPT_SECONDS)

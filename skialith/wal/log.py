@@ -1,0 +1,493 @@
+"""Appending: one lane per agent, one thing in flight per lane, the same message id at every attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import _fastpath
+from ..config import (
+    APPEND_ATTEMPT_SECONDS,
+    APPEND_BATCH_BYTES,
+    APPEND_BATCH_RECORDS,
+    ENVELOPE_RESERVE_BYTES,
+    MAX_BATCH_MESSAGES,
+    MAX_QUEUED_BYTES,
+    MAX_QUEUED_RECORDS,
+)
+from ..errors import Outcome, RecordTooLarge, SkialithError, WalFull, WalRejected, WalUnavailable
+from ..records import Ack, DeadLetter, Kind, Manifest, Record
+from .api import NoResponders, backoff
+from .dead import letter_data, letter_id, letter_kind
+from .lease import WRONG_LAST_SEQUENCE, Lease, Leases
+from .read import Reader
+from .stream import Stream
+from .transport import Connection, Disconnected, NoReply
+
+ATOMIC_FROM_RECORDS = 16
+"""From this many records of one agent an atomic batch (about 2.4 ms plus 12 us a record) beats one at a time."""
+
+_BURIAL_LANE = ""
+_DUPLICATE_IN_BATCH = 10201
+_STORE_FAILED = 10077
+_RETRY_CODES = (10158, 10164, 10176, 10008, 10023, 10204)
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One record on its way: its head frame's parts, its chunks if it is large, and what is known of its fate."""
+
+    subject: str
+    key: bytes
+    data: bytes
+    chunk_subject: str
+    chunks: list[bytes]
+    size: int
+    ticket: Ticket
+    unknown: bool = False
+    done: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One call: its entries, its deadline, and the future that its thread waits on."""
+
+    agent_id: str
+    deadline: float
+    future: Future[list[Ack]] = field(default_factory=Future)
+    acks: list[Ack] = field(default_factory=list)
+    count: int = 0
+    size: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """What one agent has waiting. ``lock`` is held while anything of this agent is in flight, leases included."""
+
+    agent_id: str
+    queue: deque[Entry] = field(default_factory=deque)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    running: bool = False
+    holders: int = 0
+    lease: Lease | None = None
+
+
+class AppendFailed(Exception):
+    """Why an attempt is not repeated: the caller's error for every entry of the group."""
+
+    def __init__(self, error: SkialithError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class Admission:
+    """Bounds what a process has waiting for PubAcks; full means the caller waits."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._records = 0
+        self._bytes = 0
+
+    def enter(self, records: int, size: int, deadline: float) -> bool:
+        with self._condition:
+            return self._condition.wait_for(
+                lambda: self._records == 0
+                or (self._records + records <= MAX_QUEUED_RECORDS and self._bytes + size <= MAX_QUEUED_BYTES),
+                timeout=max(0.0, deadline - time.monotonic()),
+            ) and self._add(records, size)
+
+    def _add(self, records: int, size: int) -> bool:
+        self._records += records
+        self._bytes += size
+        return True
+
+    def leave(self, records: int, size: int) -> None:
+        with self._condition:
+            self._records -= records
+            self._bytes -= size
+            self._condition.notify_all()
+
+
+class Log:
+    """The append side of one namespace's stream. ``append`` may be called from any thread; the rest is the loop's."""
+
+    def __init__(self, connection: Connection, stream: Stream, leases: Leases, reader: Reader) -> None:
+        self._connection = connection
+        self._stream = stream
+        self._leases = leases
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self._admission = Admission()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.lanes: dict[str, Lane] = {}
+        self.last_seq = 0
+        """Highest sequence this process appended; what ``flush()`` waits for."""
+
+    # ---- from any thread
+
+    def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
+        """Hand over records of one agent, in order; the ticket's future gives one ``Ack`` each.
+
+        Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent.
+        """
+        ticket = Ticket(agent_id, deadline)
+        entries = [self._entry(record, ticket) for record in records]
+        ticket.count, ticket.size = len(entries), sum(entry.size for entry in entries)
+        if not self._admission.enter(ticket.count, ticket.size, deadline):
+            raise WalUnavailable(
+                f"agent {agent_id!r}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait for "
+                "PubAcks and none came before the deadline; call again later",
+                outcome="not_written",
+            )
+        ticket.future.add_done_callback(lambda _: self._admission.leave(ticket.count, ticket.size))
+        self._loop.call_soon_threadsafe(self._enqueue, ticket, entries)
+        return ticket
+
+    def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
+        """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
+        subjects = self._stream.subjects
+        agent_id = letter.record.agent_id if letter.record is not None else ""
+        ticket = Ticket(_BURIAL_LANE, deadline, count=1)
+        chunks: list[bytes] = []
+        if letter.record is not None and letter.record.manifest is not None:
+            chunks = self._chunks(letter.record.body or b"")
+        subject = subjects.dead_letter(letter_kind(letter.record), agent_id)
+        chunk_subject = subjects.dead_chunk(agent_id) if chunks else ""
+        entry = Entry(subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket)
+        self._loop.call_soon_threadsafe(self._enqueue, ticket, [entry])
+        return ticket
+
+    def _chunks(self, body: bytes) -> list[bytes]:
+        room = self._connection.max_payload - ENVELOPE_RESERVE_BYTES
+        return [body[at : at + room] for at in range(0, len(body), room)]
+
+    def _entry(self, record: Record, ticket: Ticket) -> Entry:
+        subjects = self._stream.subjects
+        event = record.kind == Kind.EVENT
+        subject = subjects.event(record.agent_id) if event else subjects.checkpoint(record.agent_id)
+        body = record.body or b""
+        room = self._connection.max_payload - ENVELOPE_RESERVE_BYTES
+        fields = record[0], record.agent_id, record.record_id, record.key, record.step_index, record.event_type
+        if len(body) <= room:
+            data = _fastpath.encode_record(*fields, record.created_us, record.codec, body, None)
+            return Entry(subject, record.key, data, "", [], len(data) + 256, ticket)
+        chunks = self._chunks(body)
+        if len(chunks) > MAX_BATCH_MESSAGES - 1:
+            limit = room * (MAX_BATCH_MESSAGES - 1)
+            raise RecordTooLarge(
+                f"agent {record.agent_id!r}: the record has {len(body):,} bytes after compression; this server takes "
+                f"at most {limit:,} (max_payload {self._connection.max_payload:,} times {MAX_BATCH_MESSAGES - 1} messages)",
+                argument="data",
+                size=len(body),
+                limit=limit,
+            )
+        manifest = Manifest(len(body), len(chunks), hashlib.blake2b(body, digest_size=16).digest())
+        data = _fastpath.encode_record(*fields, record.created_us, record.codec, None, tuple(manifest))
+        chunk_subject = subjects.chunk(record.agent_id)
+        return Entry(subject, record.key, data, chunk_subject, chunks, len(data) + len(body) + 256 * len(chunks), ticket)
+
+    # ---- on the loop
+
+    def lane(self, agent_id: str) -> Lane:
+        lane = self.lanes.get(agent_id)
+        if lane is None:
+            lane = self.lanes[agent_id] = Lane(agent_id)
+        return lane
+
+    def _enqueue(self, ticket: Ticket, entries: list[Entry]) -> None:
+        lane = self.lane(ticket.agent_id)
+        lane.queue.extend(entries)
+        if not lane.running:
+            lane.running = True
+            task = asyncio.create_task(self._drain(lane))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _drain(self, lane: Lane) -> None:
+        try:
+            while lane.queue:
+                async with lane.lock:
+                    await self._deliver(lane, self._group(lane))
+        except BaseException as error:
+            for entry in list(lane.queue):
+                entry.unknown = True
+                self._fail(lane, entry, WalUnavailable(f"the append was interrupted: {error!r}", outcome="unknown"))
+            raise
+        finally:
+            lane.running = False
+            self._forget_idle(lane)
+
+    def _forget_idle(self, lane: Lane) -> None:
+        if lane.lease is None and not lane.holders and not lane.running:
+            self.lanes.pop(lane.agent_id, None)
+
+    @staticmethod
+    def _group(lane: Lane) -> list[Entry]:
+        """What goes next: a large record alone, or small ones up to the limits of one batch."""
+        group: list[Entry] = []
+        size = 0
+        for entry in lane.queue:
+            if entry.chunks:
+                return group or [entry]
+            if group and (len(group) >= APPEND_BATCH_RECORDS or size + entry.size > APPEND_BATCH_BYTES):
+                break
+            group.append(entry)
+            size += entry.size
+        return group if len(group) >= ATOMIC_FROM_RECORDS else group[:1]
+
+    async def _deliver(self, lane: Lane, group: list[Entry]) -> None:
+        """Send a group until it is durable or fails; every entry leaves the queue with an ack or an error."""
+        pauses = backoff()
+        cause: object = "no answer"
+        while True:
+            group = self._expire(lane, group, cause)
+            if not group:
+                return
+            try:
+                if not await self._attempt(lane, group):
+                    # One of the ids is there already; only one by one do they tell which.
+                    for entry in group:
+                        if not entry.done:
+                            await self._deliver(lane, [entry])
+                return
+            except AppendFailed as failed:
+                self._fail_group(lane, group, failed.error)
+                return
+            except (Disconnected, NoReply) as error:
+                cause = self._connection.last_error or error
+                if not isinstance(error, Disconnected) or error.sent:
+                    for entry in group:
+                        entry.unknown = True
+            except NoResponders:
+                cause = f"no stream takes {group[0].subject}, or it has no leader now"
+            except _Retry as error:
+                cause = error
+            except SkialithError as error:
+                self._fail_group(lane, group, error)
+                return
+            await asyncio.sleep(min(next(pauses), max(0.0, group[0].ticket.deadline - time.monotonic())))
+
+    def _expire(self, lane: Lane, group: list[Entry], cause: object) -> list[Entry]:
+        now = time.monotonic()
+        live = []
+        for entry in group:
+            if entry.done:
+                continue
+            if entry.ticket.deadline > now and not entry.ticket.future.done():
+                live.append(entry)
+                continue
+            outcome: Outcome = "unknown" if entry.unknown else "not_written"
+            self._fail(
+                lane,
+                entry,
+                WalUnavailable(
+                    f"agent {lane.agent_id!r}: no PubAck before the deadline ({cause}); "
+                    + ("it may or may not be written, " if entry.unknown else "it was not written, ")
+                    + "call again with the same id",
+                    outcome=outcome,
+                ),
+            )
+        return live
+
+    async def _attempt(self, lane: Lane, group: list[Entry]) -> bool:
+        """One attempt; False asks to go one by one. Raises what ends or repeats the attempt."""
+        deadline = min(entry.ticket.deadline for entry in group)
+        await self._connection.ready(deadline)
+        await self._check_room(sum(entry.size for entry in group))
+        lease = lane.lease
+        if lease is not None:
+            await self._leases.ensure(lease, deadline)
+        atomic = len(group) > 1 or bool(group[0].chunks)
+        timeout = max(0.01, min(APPEND_ATTEMPT_SECONDS + len(group[0].chunks) * 0.05, deadline - time.monotonic()))
+
+        def build(reply: str) -> bytes:
+            return self._batch_frames(group, lease, reply) if atomic else self._frame(group[0], lease, reply)
+
+        reply = await self._connection.exchange(build, timeout)
+        if not reply.data:
+            raise NoResponders
+        seq, duplicate, _, code, _, description, _ = _fastpath.parse_puback(reply.data)
+        if code == 0:
+            self._acknowledge(lane, group, seq, duplicate)
+            return True
+        if code == _DUPLICATE_IN_BATCH:
+            if group[0].chunks:
+                await self._acknowledge_present(lane, group[0], deadline)
+                return True
+            return False
+        await self._refused(lane, group, code, description, deadline)
+        raise _Retry(f"the server answered {description} ({code})")
+
+    async def _check_room(self, size: int) -> None:
+        if self._stream.has_room(size):
+            return
+        await self._stream.info()
+        if not self._stream.has_room(size):
+            raise AppendFailed(_full(self._stream.name, self._stream.max_bytes))
+
+    async def _refused(self, lane: Lane, group: list[Entry], code: int, description: str, deadline: float) -> None:
+        """Return if the attempt should be repeated, else raise ``AppendFailed`` or ``AgentFenced``."""
+        if code == WRONG_LAST_SEQUENCE and lane.lease is not None:
+            # Alone it proves nothing: the lease may be mine at a newer sequence.
+            await self._leases.verify(lane.lease, deadline)
+        elif code == _STORE_FAILED or "maximum bytes" in description:
+            raise AppendFailed(_full(self._stream.name, self._stream.max_bytes, description))
+        elif code not in _RETRY_CODES:
+            raise AppendFailed(
+                WalRejected(f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})", code=code)
+            )
+
+    # ---- frames
+
+    @staticmethod
+    def _frame(entry: Entry, lease: Lease | None, reply: str) -> bytes:
+        if lease is None:
+            headers = _fastpath.record_headers(entry.key)
+        else:
+            headers = _fastpath.record_headers(entry.key, lease.seq, lease.subject)
+        return _fastpath.hpub(entry.subject, reply, headers, entry.data)
+
+    @staticmethod
+    def _batch_frames(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
+        """One atomic batch: records, or the manifest of a large one and then its chunks. A new batch id per attempt."""
+        batch = secrets.token_hex(12)
+        messages: list[tuple[str, bytes, bytes]] = []
+        for entry in group:
+            fence = lease if not messages else None
+            headers = (
+                _fastpath.record_headers(entry.key, fence.seq, fence.subject)
+                if fence is not None
+                else _fastpath.record_headers(entry.key)
+            )
+            messages.append((entry.subject, headers, entry.data))
+            messages.extend((entry.chunk_subject, b"", chunk) for chunk in entry.chunks)
+        frames = []
+        for number, (subject, headers, data) in enumerate(messages, start=1):
+            headers += f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n".encode()
+            last = number == len(messages)
+            if last:
+                headers += b"Nats-Batch-Commit: 1\r\n"
+            frames.append(_fastpath.hpub(subject, reply if last or number == 1 else "", headers, data))
+        return b"".join(frames)
+
+    # ---- ends
+
+    def _acknowledge(self, lane: Lane, group: list[Entry], last: int, duplicate: bool) -> None:
+        first = last - (len(group) - 1) - len(group[0].chunks)
+        for number, entry in enumerate(group):
+            self._settle(lane, entry, Ack(first + number, duplicate))
+        if lane.agent_id != _BURIAL_LANE:
+            self._stream.note_append(sum(entry.size for entry in group))
+
+    async def _acknowledge_present(self, lane: Lane, entry: Entry, deadline: float) -> None:
+        """A large record whose id is there already: from an earlier attempt, or an earlier call."""
+        seq = 0 if lane.agent_id == _BURIAL_LANE else await self._reader.find(entry.subject, entry.key, deadline)
+        self._settle(lane, entry, Ack(seq, True))
+
+    def _settle(self, lane: Lane, entry: Entry, ack: Ack) -> None:
+        lane.queue.remove(entry)
+        entry.done = True
+        ticket = entry.ticket
+        if lane.agent_id != _BURIAL_LANE:
+            self.last_seq = max(self.last_seq, ack.seq)
+        ticket.acks.append(ack)
+        if len(ticket.acks) == ticket.count and not ticket.future.done():
+            ticket.future.set_result(ticket.acks)
+
+    def _fail_group(self, lane: Lane, group: list[Entry], error: SkialithError) -> None:
+        for entry in group:
+            if not entry.done:
+                copy = _copied(error)
+                if entry.unknown:
+                    copy.outcome = "unknown"
+                self._fail(lane, entry, copy)
+
+    def _fail(self, lane: Lane, entry: Entry, error: SkialithError) -> None:
+        """Fail an entry and the rest of its call: what stands behind a failed record of a call is not sent."""
+        if entry.unknown and lane.lease is not None:
+            lane.lease.suspect = True
+        for other in [other for other in lane.queue if other.ticket is entry.ticket]:
+            lane.queue.remove(other)
+            other.done = True
+        if not entry.ticket.future.done():
+            entry.ticket.future.set_exception(error)
+
+    # ---- ownership
+
+    async def claim(self, agent_id: str, deadline: float) -> Lease:
+        """Own the agent. Within one process the lease is shared; one that was lost is claimed anew."""
+        async with self._held(agent_id) as lane:
+            held = lane.lease
+            if held is not None and held.lost is None:
+                await self._leases.ensure(held, deadline)
+                held.users += 1
+                return held
+            lease = await self._leases.claim(agent_id, deadline)
+            lease.users = held.users + 1 if held is not None else 1
+            lane.lease = lease
+            return lease
+
+    async def release(self, agent_id: str) -> None:
+        """One user of the lease less; the last one gives the agent up."""
+        async with self._held(agent_id) as lane:
+            lease = lane.lease
+            if lease is None:
+                return
+            lease.users -= 1
+            if lease.users <= 0:
+                lane.lease = None
+                await self._leases.release(lease)
+
+    async def renew_due(self, deadline: float) -> None:
+        """Renew every lease of which a third has passed."""
+        for agent_id, lane in list(self.lanes.items()):
+            if lane.lease is not None and self._leases.due(lane.lease):
+                async with self._held(agent_id) as held:
+                    if held.lease is not None and held.lease.lost is None:
+                        await self._leases.renew(held.lease, deadline)
+
+    @asynccontextmanager
+    async def _held(self, agent_id: str) -> AsyncIterator[Lane]:
+        lane = self.lane(agent_id)
+        lane.holders += 1
+        try:
+            async with lane.lock:
+                yield lane
+        finally:
+            lane.holders -= 1
+            self._forget_idle(lane)
+
+    async def close(self) -> None:
+        """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome."""
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+
+
+class _Retry(Exception):
+    """The server refused for now."""
+
+
+def _full(name: str, max_bytes: int, detail: str = "") -> WalFull:
+    return WalFull(
+        f"the log {name} is full ({max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer runs and "
+        "reaches its database (`skialith status`), or raise the stream's max_bytes",
+        outcome="not_written",
+    )
+
+
+def _copied(error: SkialithError) -> Any:
+    copy = type(error)(*error.args)
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

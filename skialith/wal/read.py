@@ -1,0 +1,185 @@
+"""Reading the log: last checkpoints, pages of events, large bodies, dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+from nats.aio.msg import Msg
+
+from .. import _fastpath
+from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, WRITER_BATCH_BYTES
+from ..errors import WalRejected, WalUnavailable
+from ..records import NOWHERE, Kind, Manifest, Position, Record
+from .api import NoResponders, backoff, time_ns
+from .stream import Stream
+from .transport import Connection, Disconnected, NoReply
+
+T = TypeVar("T")
+
+
+class BodyMissing(WalRejected):
+    """The chunks of a large record are not in the log any more (stored and trimmed), or were torn."""
+
+
+def decode(namespace: str, data: bytes, position: Position) -> Record:
+    """A message's data as a record at its position. Raises ``ValueError`` when it is not one."""
+    fields = _fastpath.decode_record(data)
+    manifest = Manifest(*fields[9]) if fields[9] is not None else None
+    return Record(fields[0], namespace, *fields[1:9], position, manifest)
+
+
+class Reader:
+    """Reads one namespace. Every method takes a deadline (``time.monotonic()``) and may raise ``WalUnavailable``."""
+
+    def __init__(self, connection: Connection, stream: Stream) -> None:
+        self._connection = connection
+        self._stream = stream
+
+    async def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None:
+        """The newest checkpoint in the log, with its body; None if the log holds none."""
+        subject = self._stream.subjects.checkpoint(agent_id)
+        messages = await self.direct(self._stream.name, {"multi_last": [subject]}, deadline)
+        for message in messages:
+            record = self._record(message)
+            if record.kind != Kind.CHECKPOINT:
+                raise WalRejected(
+                    f"agent {agent_id!r}: the checkpoint at sequence {record.position.seq} does not decode; it was written by a "
+                    "newer Skialith or damaged. Upgrade, or see `skialith dead-letters`"
+                )
+            if record.agent_id == agent_id:
+                return await self.with_body(record, deadline)
+        return None
+
+    async def end(self, deadline: float) -> Position:
+        """The position of the last message of the log now; ``NOWHERE`` if it never held one."""
+        info = await self._stream.info(deadline)
+        state = info["state"]
+        if state["last_ts"].startswith("0001"):
+            return NOWHERE
+        return Position(time_ns(state["last_ts"]), int(state["last_seq"]))
+
+    async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
+        """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
+        subject = self._stream.subjects.event(agent_id)
+        query: dict[str, Any] = {
+            "next_by_subj": subject,
+            "batch": HISTORY_PAGE_RECORDS,
+            "max_bytes": self.page_bytes(),
+        }
+        if after == NOWHERE:
+            query["seq"] = 1
+        else:
+            # By time: after a power loss sequences are handed out again, times are not.
+            query["start_time"] = _rfc3339(after.time_ns)
+        messages = await self.direct(self._stream.name, query, deadline)
+        more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
+        records = [self._record(message) for message in messages]
+        return [r for r in records if r.agent_id == agent_id and r.position > after], more
+
+    async def find(self, subject: str, key: bytes, deadline: float) -> int:
+        """Sequence of the record with this key; 0 when it has left the log already."""
+        seq = 1
+        while True:
+            query = {"seq": seq, "next_by_subj": subject, "batch": HISTORY_PAGE_RECORDS, "max_bytes": self.page_bytes()}
+            messages = await self.direct(self._stream.name, query, deadline)
+            if not messages:
+                return 0
+            for message in messages:
+                record = self._record(message)
+                if record.key == key:
+                    return record.position.seq
+            seq = self._record(messages[-1]).position.seq + 1
+
+    async def with_body(self, record: Record, deadline: float) -> Record:
+        """The record with its body, read from its chunks if it is large. Raises ``BodyMissing``."""
+        if record.body is not None or record.manifest is None:
+            return record
+        return record._replace(body=await self.body(record, deadline))
+
+    async def body(self, record: Record, deadline: float) -> bytes:
+        """A large record's body: the chunks stand at the sequences right behind its manifest. Raises ``BodyMissing``."""
+        subject = self._stream.subjects.chunk(record.agent_id)
+        return await self.chunks(self._stream.name, subject, record, record.position.seq + 1, deadline)
+
+    async def chunks(self, stream: str, subject: str, record: Record, first: int, deadline: float) -> bytes:
+        """The body that ``record.manifest`` describes, from the messages on ``subject`` at ``first`` and behind."""
+        manifest = record.manifest
+        if manifest is None:
+            raise BodyMissing(f"agent {record.agent_id!r}: the record has no manifest", outcome="durable")
+        parts: list[bytes] = []
+        while len(parts) < manifest.chunks:
+            query = {
+                "seq": first + len(parts),
+                "next_by_subj": subject,
+                "batch": manifest.chunks - len(parts),
+                "max_bytes": self.page_bytes(),
+            }
+            messages = await self.direct(stream, query, deadline)
+            before = len(parts)
+            for message in messages:
+                if int((message.headers or {})["Nats-Sequence"]) == first + len(parts) and len(parts) < manifest.chunks:
+                    parts.append(message.data)
+            if len(parts) == before:
+                break
+        body = b"".join(parts)
+        if len(body) != manifest.size or hashlib.blake2b(body, digest_size=16).digest() != manifest.digest:
+            raise BodyMissing(
+                f"agent {record.agent_id!r}: {len(parts)} of {manifest.chunks} chunks behind sequence "
+                f"{first - 1} are in {stream}",
+                outcome="durable",
+            )
+        return body
+
+    def page_bytes(self) -> int:
+        return max(WRITER_BATCH_BYTES, self._connection.max_payload + 64 * 1024)
+
+    def _record(self, message: Msg) -> Record:
+        headers = message.headers or {}
+        position = Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"]))
+        try:
+            return decode(self._stream.namespace, message.data, position)
+        except ValueError:
+            # Readers pass over what does not decode; the writer makes a dead letter of it.
+            return Record(0, self._stream.namespace, "", "", b"", 0, "", 0, 0, b"", position)
+
+    async def direct(self, stream: str, query: dict[str, Any], deadline: float) -> list[Msg]:
+        """The messages of one direct get, in order; empty when nothing matches."""
+
+        async def once(timeout: float) -> list[Msg]:
+            payload = json.dumps(query).encode()
+            replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", payload, timeout)
+            status = (replies[-1].headers or {})["Status"]
+            if status == "503":
+                raise NoResponders
+            if status not in ("204", "404"):
+                raise WalRejected(f"reading {stream} failed: {(replies[-1].headers or {}).get('Description', status)}")
+            return replies[:-1]
+
+        return await self._until(once, deadline, stream)
+
+    async def _until(self, once: Callable[[float], Awaitable[T]], deadline: float, what: str) -> T:
+        pauses = backoff()
+        cause: object = "no answer"
+        while True:
+            try:
+                await self._connection.ready(deadline)
+                return await once(max(0.01, min(API_TIMEOUT_SECONDS, deadline - time.monotonic())))
+            except (Disconnected, NoReply) as error:
+                cause = self._connection.last_error or error
+            except NoResponders:
+                cause = "the stream has no leader, or does not exist"
+            pause = next(pauses)
+            if time.monotonic() + pause >= deadline:
+                raise WalUnavailable(f"{what} could not be read before the deadline ({cause})")
+            await asyncio.sleep(pause)
+
+
+def _rfc3339(time_ns_: int) -> str:
+    seconds, rest = divmod(time_ns_, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09d}Z"

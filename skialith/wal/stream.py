@@ -1,0 +1,369 @@
+"""The stream of a namespace: its names, provisioning, consumers, trimming and size."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from .. import _fastpath
+from ..config import (
+    ACK_WAIT_SECONDS,
+    API_TIMEOUT_SECONDS,
+    DEFAULT_WAL_BYTES,
+    DUPLICATE_WINDOW_SECONDS,
+    MAX_ACK_PENDING,
+    STREAM_FULL_SHARE,
+    Config,
+)
+from ..errors import ConfigurationError
+from .api import Api, ApiError, time_ns
+from .transport import Connection
+
+WRITER = "writer"
+TRACE_INGEST = "trace_ingest"
+MINIMUM_SERVER = (2, 12)
+TRACES_KEY = "skialith.traces"
+
+_NO_MESSAGE = 10037
+_STREAM_NOT_FOUND = 10059
+_CONSUMER_NOT_FOUND = 10014
+_NAME_IN_USE = 10058
+_NO_STORAGE = (10047, 10028, 10002)
+_JETSTREAM_OFF = (10039, 10035, 10076)
+
+
+class Subjects:
+    """The subjects of one namespace; an agent is one token of them."""
+
+    def __init__(self, namespace: str) -> None:
+        root = f"skialith.{namespace}"
+        self.logs = f"{root}.log.>"
+        self.events = f"{root}.log.event.>"
+        self.checkpoints = f"{root}.log.checkpoint.>"
+        self.graphs = f"{root}.log.graph.>"
+        self.chunks = f"{root}.chunk.>"
+        self.leases = f"{root}.lease.>"
+        self.dead = f"{root}.dead.>"
+        self.dead_chunks = f"{root}.deadchunk.>"
+        self._root = root
+
+    def event(self, agent_id: str) -> str:
+        return f"{self._root}.log.event.{_fastpath.subject_token(agent_id)}"
+
+    def checkpoint(self, agent_id: str) -> str:
+        return f"{self._root}.log.checkpoint.{_fastpath.subject_token(agent_id)}"
+
+    def chunk(self, agent_id: str) -> str:
+        return f"{self._root}.chunk.{_fastpath.subject_token(agent_id)}"
+
+    def lease(self, agent_id: str) -> str:
+        return f"{self._root}.lease.{_fastpath.subject_token(agent_id)}"
+
+    def dead_letter(self, kind: str, agent_id: str) -> str:
+        token = _fastpath.subject_token(agent_id) if agent_id else "~unknown"
+        return f"{self._root}.dead.{kind}.{token}"
+
+    def dead_chunk(self, agent_id: str) -> str:
+        return f"{self._root}.deadchunk.{_fastpath.subject_token(agent_id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrimClass:
+    """Records with one subject filter that go when every one of ``consumers`` has acknowledged past them."""
+
+    filter: str
+    consumers: tuple[str, ...]
+
+
+def trim_classes(subjects: Subjects, traces: bool) -> tuple[TrimClass, ...]:
+    """The one list of what is trimmed, and by whose acks. Leases age out by their own TTL."""
+    both = (WRITER, TRACE_INGEST) if traces else (WRITER,)
+    return (
+        TrimClass(subjects.events, both),
+        TrimClass(subjects.checkpoints, (WRITER,)),
+        TrimClass(subjects.graphs, (WRITER,)),
+        TrimClass(subjects.chunks, (WRITER,)),
+    )
+
+
+class Stream:
+    """The stream ``SKIALITH_<namespace>`` and the dead-letter stream beside it."""
+
+    def __init__(self, config: Config, connection: Connection, wal_bytes: int | None) -> None:
+        """``wal_bytes``: ``max_bytes`` for a stream made now; None takes the configured or the default size."""
+        self.namespace = config.namespace
+        self.name = f"SKIALITH_{config.namespace}"
+        self.dead_name = f"SKIALITH-DEAD_{config.namespace}"
+        self.subjects = Subjects(config.namespace)
+        self.api = Api(connection)
+        self.traces = True
+        self.replicas = config.replicas
+        self.max_bytes = 0
+        self.wal_id = ""
+        self._config = config
+        self._connection = connection
+        self._wal_bytes = config.wal_bytes or wal_bytes or DEFAULT_WAL_BYTES
+        self._stored_bytes = 0
+        self._appended_bytes = 0
+        self._trimmed: dict[str, int] = {}
+        self._trim_epoch = -1
+
+    # ---- provisioning
+
+    async def provision(self, deadline: float) -> None:
+        """Create or check stream and consumers; any number of processes may do this at once.
+
+        Raises ``ConfigurationError`` naming the fix, or ``WalUnavailable``.
+        """
+        self._check_server()
+        try:
+            info = await self._ensure_stream(self.name, self._settings(), deadline)
+            await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
+            config = info["config"]
+            self.max_bytes = config["max_bytes"]
+            self.replicas = config["num_replicas"]
+            self.traces = config.get("metadata", {}).get(TRACES_KEY, "on") == "on"
+            self.wal_id = f"{self.name}@{info['created']}"
+            await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
+            if self.traces:
+                await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
+            self._note_size(info)
+        except ApiError as error:
+            raise self._explained(error) from error
+
+    def _check_server(self) -> None:
+        info = self._connection.info
+        version = str(info.get("version", "0"))
+        found = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
+        if found < MINIMUM_SERVER:
+            raise ConfigurationError(
+                f"nats-server {version} is too old: Skialith needs 2.12 or newer, for atomic batch publish "
+                "(allow_atomic) and expected-sequence headers by subject; upgrade the server"
+            )
+        if not info.get("jetstream"):
+            raise ConfigurationError(
+                "JetStream is disabled on this nats-server: start it with -js, or put `jetstream {}` into its configuration"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        subjects = self.subjects
+        return {
+            "name": self.name,
+            "subjects": [subjects.logs, subjects.chunks, subjects.leases],
+            "retention": "limits",
+            "discard": "new",
+            "storage": "file",
+            "max_age": 0,
+            "max_msgs": -1,
+            "max_msgs_per_subject": -1,
+            "max_bytes": self._wal_bytes,
+            "num_replicas": self._config.replicas,
+            "duplicate_window": int(DUPLICATE_WINDOW_SECONDS * 1e9),
+            "allow_direct": True,
+            "allow_atomic": True,
+            "allow_msg_ttl": True,
+            "allow_rollup_hdrs": True,
+            "deny_delete": False,
+            "deny_purge": False,
+            "sealed": False,
+            "metadata": {TRACES_KEY: "on"},
+        }
+
+    def _dead_settings(self) -> dict[str, Any]:
+        # A dead letter is the last copy of a record, so nothing here ages out or is dropped.
+        return {
+            **self._settings(),
+            "name": self.dead_name,
+            "subjects": [self.subjects.dead, self.subjects.dead_chunks],
+            "max_bytes": max(self._wal_bytes // 16, 8 * 1024 * 1024),
+            "metadata": {},
+        }
+
+    async def _ensure_stream(self, name: str, settings: dict[str, Any], deadline: float) -> dict[str, Any]:
+        try:
+            info = await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+        except ApiError as error:
+            if error.code != _STREAM_NOT_FOUND:
+                raise
+            # Sequences start at the clock, so that they stay monotone when a stream is wiped and made again.
+            first = {**settings, "first_seq": time.time_ns() // 1000}
+            try:
+                info = await self.api.call(f"STREAM.CREATE.{name}", first, deadline=deadline)
+            except ApiError as racing:
+                if racing.code != _NAME_IN_USE:
+                    raise
+                info = await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+        self._compare(name, settings, info["config"])
+        return info
+
+    def _compare(self, name: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+        # Size, replicas and traces belong to whoever runs the stream; the rest is what correctness rests on.
+        owned = {"max_bytes", "num_replicas", "metadata", "name"}
+        wrong = [
+            f"{key} is {found.get(key)!r}, must be {value!r}"
+            for key, value in wanted.items()
+            if key not in owned and found.get(key, False if isinstance(value, bool) else None) != value
+        ]
+        if found.get("max_bytes", -1) <= 0:
+            wrong.append("max_bytes is not set")
+        if wrong:
+            raise ConfigurationError(
+                f"the stream {name} exists with other settings ({'; '.join(wrong)}): change them with "
+                f"`nats stream edit {name}`, or choose another namespace (SKIALITH_NAMESPACE)"
+            )
+
+    async def _ensure_consumer(self, name: str, filter_subject: str, deadline: float) -> None:
+        wanted = {
+            "durable_name": name,
+            "name": name,
+            "ack_policy": "explicit",
+            "deliver_policy": "all",
+            "replay_policy": "instant",
+            "filter_subject": filter_subject,
+            "max_deliver": -1,
+            "ack_wait": int(ACK_WAIT_SECONDS * 1e9),
+            "max_ack_pending": MAX_ACK_PENDING,
+        }
+        try:
+            info = await self.consumer_info(name, deadline)
+        except ApiError as error:
+            if error.code != _CONSUMER_NOT_FOUND:
+                raise
+            body = {"stream_name": self.name, "config": wanted, "action": ""}
+            info = await self.api.call(f"CONSUMER.CREATE.{self.name}.{name}.{filter_subject}", body, deadline=deadline)
+        found = info["config"]
+        wrong = [
+            f"{key} is {found.get(key, -1)!r}, must be {wanted[key]!r}"
+            for key in ("ack_policy", "deliver_policy", "filter_subject", "max_deliver")
+            if found.get(key, -1) != wanted[key]
+        ]
+        if wrong:
+            raise ConfigurationError(
+                f"the consumer {name} of {self.name} exists with other settings ({'; '.join(wrong)}): remove it with "
+                f"`nats consumer rm {self.name} {name}` and start again; it is made anew and nothing is stored twice"
+            )
+
+    async def restore_consumer(self, name: str) -> None:
+        """Make a consumer that was deleted anew; it starts at the first record, and nothing is stored twice."""
+        subject = self.subjects.logs if name == WRITER else self.subjects.events
+        await self._ensure_consumer(name, subject, time.monotonic() + API_TIMEOUT_SECONDS)
+
+    def _explained(self, error: ApiError) -> ConfigurationError:
+        if error.code in _NO_STORAGE:
+            text = (
+                f"the server cannot reserve {self._wal_bytes:,} bytes for {self.name} ({error}): set SKIALITH_WAL_BYTES "
+                "lower, or raise max_file_store on the server"
+            )
+        elif error.code in _JETSTREAM_OFF:
+            text = f"JetStream is not enabled for this account ({error}): enable it in the server's configuration"
+        else:
+            text = f"the server refused to set up {self.name}: {error}"
+        return ConfigurationError(text)
+
+    async def set_traces(self, enabled: bool, deadline: float) -> None:
+        """Switch ``agent_traces`` for the whole namespace; writers notice at their next trim."""
+        info = await self.info(deadline)
+        config = info["config"]
+        config["metadata"] = {**config.get("metadata", {}), TRACES_KEY: "on" if enabled else "off"}
+        await self.api.call(f"STREAM.UPDATE.{self.name}", config, deadline=deadline)
+        self.traces = enabled
+        if enabled:
+            await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
+            return
+        try:
+            await self.api.call(f"CONSUMER.DELETE.{self.name}.{TRACE_INGEST}", deadline=deadline)
+        except ApiError as error:
+            if error.code != _CONSUMER_NOT_FOUND:
+                raise
+
+    # ---- looking
+
+    async def info(self, deadline: float | None = None) -> dict[str, Any]:
+        info = await self.api.call(f"STREAM.INFO.{self.name}", deadline=deadline)
+        self._note_size(info)
+        return info
+
+    async def dead_info(self, deadline: float | None = None) -> dict[str, Any]:
+        return await self.api.call(f"STREAM.INFO.{self.dead_name}", deadline=deadline)
+
+    async def consumer_info(self, name: str, deadline: float | None = None) -> dict[str, Any]:
+        return await self.api.call(f"CONSUMER.INFO.{self.name}.{name}", deadline=deadline)
+
+    async def next_message(self, seq: int, filter_subject: str, deadline: float | None = None) -> dict[str, Any] | None:
+        """The first message at or behind ``seq`` that matches, read from the leader; None if there is none."""
+        try:
+            body = {"seq": seq, "next_by_subj": filter_subject}
+            answer = await self.api.call(f"STREAM.MSG.GET.{self.name}", body, deadline=deadline)
+        except ApiError as error:
+            if error.code == _NO_MESSAGE:
+                return None
+            raise
+        message: dict[str, Any] = answer["message"]
+        return message
+
+    async def pending_from(self, consumer: str, deadline: float | None = None) -> int | None:
+        """Sequence of the first record that ``consumer`` has not acknowledged for good; None if there is none.
+
+        An ack floor alone can stand still for ever, so the stream is asked what stands behind it.
+        """
+        message = await self._pending_message(consumer, deadline)
+        return None if message is None else int(message["seq"])
+
+    async def oldest_pending(self, consumer: str, deadline: float | None = None) -> int | None:
+        """Store time (nanoseconds) of that record; None if there is none."""
+        message = await self._pending_message(consumer, deadline)
+        return None if message is None else time_ns(message["time"])
+
+    async def _pending_message(self, consumer: str, deadline: float | None) -> dict[str, Any] | None:
+        info = await self.consumer_info(consumer, deadline)
+        floor = info["ack_floor"]["stream_seq"]
+        wanted = self.subjects.logs if consumer == WRITER else self.subjects.events
+        return await self.next_message(floor + 1, wanted, deadline)
+
+    # ---- size
+
+    def _note_size(self, info: dict[str, Any]) -> None:
+        self._stored_bytes = info["state"]["bytes"]
+        self._appended_bytes = 0
+        self.max_bytes = info["config"]["max_bytes"]
+
+    def note_append(self, size: int) -> None:
+        self._appended_bytes += size
+
+    @property
+    def appended_bytes(self) -> int:
+        """Bytes this process appended since the stream's size was last read."""
+        return self._appended_bytes
+
+    def has_room(self, size: int) -> bool:
+        """Whether a record of ``size`` bytes leaves the share of the stream that is kept for leases."""
+        return self._stored_bytes + self._appended_bytes + size <= self.max_bytes * STREAM_FULL_SHARE
+
+    # ---- trimming
+
+    async def trim(self) -> None:
+        """Purge, class by class, what the class's consumers have acknowledged.
+
+        Raises ``ApiError``, ``WalUnavailable``, ``Disconnected`` or ``NoReply``. A purge goes out once, on the connection
+        that the floors were read on: a late copy must never reach a stream that was made anew.
+        """
+        epoch = self._connection.epoch
+        if epoch != self._trim_epoch:
+            self._trimmed, self._trim_epoch = {}, epoch
+        info = await self.info()
+        self.traces = info["config"].get("metadata", {}).get(TRACES_KEY, "on") == "on"
+        end = int(info["state"]["last_seq"]) + 1
+        bounds: dict[str, int] = {}
+        for consumer in (WRITER, TRACE_INGEST) if self.traces else (WRITER,):
+            pending = await self.pending_from(consumer)
+            bounds[consumer] = end if pending is None else min(end, pending)
+        for kind in trim_classes(self.subjects, self.traces):
+            bound = min(bounds[consumer] for consumer in kind.consumers)
+            if self._connection.epoch != epoch:
+                return
+            if bound > self._trimmed.get(kind.filter, 0):
+                body = {"filter": kind.filter, "seq": bound}
+                await self.api.once(f"STREAM.PURGE.{self.name}", body, timeout=5.0)
+                self._trimmed[kind.filter] = bound

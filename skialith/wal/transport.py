@@ -1,0 +1,431 @@
+"""The one NATS connection: nats-py owns connect, auth, TLS and reconnect; frames and replies pass through here.
+
+Frames are written straight to the socket of the current connection and never through nats-py's reconnect buffer, so
+an append that was given up, an ack or a purge dies with its connection instead of reaching a later server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import ParseResult, unquote, urlsplit
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
+from nats.errors import Error as NatsError
+
+from .. import _fastpath
+from ..config import CONNECT_TIMEOUT_SECONDS, PING_SECONDS, Config, redact
+from ..errors import Closed, ConfigurationError, WalUnavailable
+
+log = logging.getLogger("skialith.wal")
+
+_RECONNECT_WAIT_SECONDS = 0.1
+_REBUILD_AFTER_SECONDS = 20.0
+
+
+class Disconnected(Exception):
+    """The connection was lost; ``sent`` says whether the frame had been handed to the socket."""
+
+    def __init__(self, sent: bool) -> None:
+        super().__init__("connection lost")
+        self.sent = sent
+
+
+class NoReply(Exception):
+    """The frame was sent and no reply came in time."""
+
+
+class Socket(TcpTransport):
+    """nats-py's TCP transport, counting its connections and bytes, and telling when a connection ends."""
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        super().__init__()
+        self.epoch = 0
+        self.last_received = 0.0
+        self._on_lost = on_lost
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        self.epoch += 1
+        await super().connect(uri, buffer_size, connect_timeout)
+
+    async def read(self, buffer_size: int) -> bytes:
+        data: bytes = await super().read(buffer_size)
+        self.last_received = time.monotonic()
+        return data
+
+    def close(self) -> None:
+        self._on_lost()
+        super().close()
+
+    def __bool__(self) -> bool:
+        # nats-py silently puts in its own transport when ours is falsy before the first connect.
+        return True
+
+
+class Connection:
+    """A NATS connection that outlives servers. Everything here runs on the loop thread."""
+
+    def __init__(
+        self,
+        config: Config,
+        find_url: Callable[[], Awaitable[str]],
+        on_open: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``find_url`` gives the server URL(s) (and restarts the embedded server); ``on_open`` runs after each reconnect."""
+        self._config = config
+        self._find_url = find_url
+        self._on_open = on_open
+        self._client: Any = None
+        self._socket: Socket | None = None
+        self._open = asyncio.Event()
+        self._closing = False
+        self._url = ""
+        self._inbox = ""
+        self._replies: dict[str, Callable[[Msg | None], None]] = {}
+        self._listeners: dict[str, Callable[[Msg | None], None]] = {}
+        self._next_token = 0
+        self._last_error: Exception | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._lost_at = 0.0
+        self._generation = 0
+
+    # ---- what the server says of itself
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return dict(self._client._server_info) if self._client is not None else {}
+
+    @property
+    def max_payload(self) -> int:
+        return int(self._client.max_payload)
+
+    @property
+    def server_id(self) -> str:
+        return str(self.info.get("server_id", ""))
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current connection; acks, pulls and purges belong to one."""
+        return self._generation * 1_000_000 + (self._socket.epoch if self._socket else 0)
+
+    @property
+    def is_open(self) -> bool:
+        return self._open.is_set()
+
+    @property
+    def last_error(self) -> Exception | None:
+        return self._last_error
+
+    # ---- life
+
+    async def connect(self, timeout: float) -> None:
+        """Connect within ``timeout`` seconds; afterwards reconnect for ever.
+
+        Raises ``ConfigurationError`` (refused credentials, TLS missing) or ``WalUnavailable``; nothing was written.
+        """
+        self._url = await self._find_url()
+        await self._build(min(timeout, CONNECT_TIMEOUT_SECONDS))
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def _build(self, timeout: float) -> None:
+        refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def on_error(error: Exception) -> None:
+            self._last_error = error
+            if "authorization violation" in str(error).lower() and not refused.done():
+                refused.set_result(str(error))
+            log.debug("nats: %s", error)
+
+        client: Any = Client()
+        self._generation += 1
+        self._socket = client._transport = Socket(self._lost)
+        self._client = client
+        connecting = asyncio.create_task(client.connect(**self._options(on_error)))
+        try:
+            await asyncio.wait({connecting, refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if refused.done():
+                raise ConfigurationError(
+                    f"NATS at {self._redacted()} refused the credentials: check SKIALITH_NATS_URL (user:password or token), "
+                    "SKIALITH_NATS_CREDS or SKIALITH_NATS_NKEY_SEED"
+                )
+            if not connecting.done():
+                raise WalUnavailable(
+                    f"no NATS server at {self._redacted()} within {timeout:.1f} s ({self._last_error or 'no answer'}): "
+                    "start it, or correct SKIALITH_NATS_URL",
+                    outcome="not_written",
+                )
+            await connecting
+            self._check_tls()
+            await self._subscribe()
+        except (NatsError, OSError, ssl.SSLError) as error:
+            await self._discard(client, connecting)
+            raise WalUnavailable(f"cannot connect to NATS at {self._redacted()}: {error}", outcome="not_written") from error
+        except BaseException:
+            await self._discard(client, connecting)
+            raise
+        self._open.set()
+
+    async def _discard(self, client: Any, connecting: asyncio.Task[Any]) -> None:
+        connecting.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await connecting
+        with contextlib.suppress(Exception):
+            await client.close()
+
+    def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
+        config = self._config
+        options: dict[str, Any] = {
+            "servers": [_bare(url) for url in self._url.split(",")],
+            "name": "skialith",
+            "error_cb": on_error,
+            "disconnected_cb": self._on_disconnected,
+            "reconnected_cb": self._on_reconnected,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": _RECONNECT_WAIT_SECONDS,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "ping_interval": PING_SECONDS,
+            "max_outstanding_pings": 2,
+            "pending_size": 0,
+        }
+        # As options and not in the URL: nats-py does not decode percent escapes, and sends no credentials to servers
+        # that it learned of from the cluster.
+        first = urlsplit(self._url.split(",")[0].strip())
+        if first.username is not None and first.password is not None:
+            options["user"], options["password"] = unquote(first.username), unquote(first.password)
+        elif first.username is not None:
+            options["token"] = unquote(first.username)
+        if config.nats_creds:
+            options["user_credentials"] = config.nats_creds
+        if config.nats_nkey_seed:
+            options["nkeys_seed"] = config.nats_nkey_seed
+        if self._wants_tls() or config.nats_tls_ca or config.nats_tls_cert:
+            options["tls"] = self._tls_context()
+        return options
+
+    def _tls_context(self) -> ssl.SSLContext:
+        config = self._config
+        try:
+            context = ssl.create_default_context(cafile=config.nats_tls_ca)
+            if config.nats_tls_cert:
+                context.load_cert_chain(config.nats_tls_cert, config.nats_tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"the TLS files cannot be used ({error}): check SKIALITH_NATS_TLS_CA, SKIALITH_NATS_TLS_CERT and "
+                "SKIALITH_NATS_TLS_KEY"
+            ) from error
+        return context
+
+    def _wants_tls(self) -> bool:
+        return self._url.strip().startswith("tls://")
+
+    def _check_tls(self) -> None:
+        if self._wants_tls() and not self.info.get("tls_required"):
+            raise ConfigurationError(
+                f"{self._redacted()} offers no TLS although the URL says tls://: enable TLS on the server or use nats://"
+            )
+
+    def _redacted(self) -> str:
+        return ",".join(redact(url.strip()) for url in self._url.split(","))
+
+    async def _subscribe(self) -> None:
+        self._inbox = self._client.new_inbox()
+        await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+        for name, callback in self._listeners.items():
+            await self._subscribe_listener(name, callback)
+        await self._client.flush(timeout=CONNECT_TIMEOUT_SECONDS)
+
+    async def _subscribe_listener(self, name: str, callback: Callable[[Msg | None], None]) -> None:
+        async def on_message(message: Msg) -> None:
+            callback(message)
+
+        await self._client.subscribe(
+            self.listener_subject(name), cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    def listener_subject(self, name: str) -> str:
+        """The reply subject on which the listener ``name`` hears; it changes when the client is rebuilt."""
+        return f"{self._inbox}.listen.{name}"
+
+    async def listen(self, name: str, callback: Callable[[Msg | None], None]) -> None:
+        """Call back for every message on ``listener_subject(name)``, and with None when the connection is lost.
+
+        For consumers: what they deliver carries its own subject, so only the subscription tells where it belongs.
+        """
+        try:
+            await self._subscribe_listener(name, callback)
+            # Our frames go straight to the socket: without this round trip one could overtake the SUB.
+            await self._client.flush(timeout=CONNECT_TIMEOUT_SECONDS)
+        except NatsError as error:
+            raise Disconnected(sent=False) from error
+        self._listeners[name] = callback
+
+    async def _on_disconnected(self) -> None:
+        self._lost()
+
+    async def _on_reconnected(self) -> None:
+        self._open.set()
+        log.info("connected to NATS again (%s)", self._redacted())
+        if self._on_open is not None:
+            await self._on_open()
+
+    def _lost(self) -> None:
+        if self._open.is_set():
+            self._lost_at = time.monotonic()
+            self._open.clear()
+            if not self._closing:
+                log.warning("connection to NATS lost (%s); reconnecting", self._redacted())
+        waiting, self._replies = self._replies, {}
+        for callback in (*waiting.values(), *self._listeners.values()):
+            callback(None)
+
+    async def _supervise(self) -> None:
+        """Restart the embedded server while disconnected, and rebuild a client that nats-py closed for good."""
+        while not self._closing:
+            await asyncio.sleep(0.2)
+            if self._open.is_set():
+                continue
+            try:
+                url = await self._find_url()
+                stuck = time.monotonic() - self._lost_at > _REBUILD_AFTER_SECONDS
+                if self._client.is_closed or stuck or url != self._url:
+                    self._url = url
+                    await self._rebuild()
+            except (WalUnavailable, ConfigurationError) as error:
+                self._last_error = error
+                log.warning("still no connection to NATS: %s", error)
+                await asyncio.sleep(1.0)
+
+    async def _rebuild(self) -> None:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._client.close(), CONNECT_TIMEOUT_SECONDS)
+        await self._build(CONNECT_TIMEOUT_SECONDS)
+        if self._on_open is not None:
+            await self._on_open()
+
+    async def close(self) -> None:
+        """Close for good; may be called twice."""
+        self._closing = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        self._lost()
+        if self._client is not None:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(self._client.close(), CONNECT_TIMEOUT_SECONDS)
+
+    # ---- frames and replies
+
+    async def ready(self, deadline: float) -> None:
+        """Wait until frames can be sent; raises ``Disconnected`` at the deadline (``time.monotonic()``)."""
+        if self._open.is_set():
+            return
+        if self._closing:
+            raise Closed("Skialith is closed")
+        try:
+            await asyncio.wait_for(self._open.wait(), max(0.0, deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise Disconnected(sent=False) from None
+
+    def send(self, frame: bytes) -> None:
+        """Hand one whole frame to the socket, or raise ``Disconnected(sent=False)``."""
+        if not self._open.is_set() or self._socket is None:
+            raise Disconnected(sent=False)
+        self._socket.write(frame)
+
+    def expect(self, callback: Callable[[Msg | None], None]) -> tuple[str, str]:
+        """Register for replies; returns (token, reply subject). The callback gets None when the connection is lost."""
+        self._next_token += 1
+        token = str(self._next_token)
+        self._replies[token] = callback
+        return token, f"{self._inbox}.{token}"
+
+    def forget(self, token: str) -> None:
+        self._replies.pop(token, None)
+
+    async def request(self, subject: str, payload: bytes = b"", *, headers: bytes | None = None, timeout: float) -> Msg:
+        """Send one message and return its first non-empty reply (or a status message).
+
+        Raises ``Disconnected`` or ``NoReply``. A timeout with not one byte received forces a reconnect.
+        """
+
+        def build(reply: str) -> bytes:
+            if headers is None:
+                return _fastpath.pub(subject, reply, payload)
+            return _fastpath.hpub(subject, reply, headers, payload)
+
+        return await self.exchange(build, timeout)
+
+    async def exchange(self, build: Callable[[str], bytes], timeout: float) -> Msg:
+        """Send the frame(s) that ``build`` makes for a reply subject, and wait for the first non-empty reply."""
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+
+        def on_reply(message: Msg | None) -> None:
+            if future.done():
+                return
+            if message is None:
+                future.set_exception(Disconnected(sent=True))
+            elif message.data or message.headers:
+                future.set_result(message)
+
+        token, reply = self.expect(on_reply)
+        sent_at = time.monotonic()
+        try:
+            self.send(build(reply))
+            return await asyncio.wait_for(future, timeout)
+        except asyncio.TimeoutError:
+            await self._check_silence(sent_at)
+            raise NoReply from None
+        finally:
+            self.forget(token)
+
+    async def collect(self, subject: str, payload: bytes, timeout: float) -> list[Msg]:
+        """Send one message and return its replies up to and including the first status message.
+
+        Raises ``Disconnected`` or ``NoReply`` (no status message within ``timeout`` seconds).
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        replies: list[Msg] = []
+
+        def on_reply(message: Msg | None) -> None:
+            if future.done():
+                return
+            if message is None:
+                future.set_exception(Disconnected(sent=True))
+                return
+            replies.append(message)
+            if message.headers and "Status" in message.headers:
+                future.set_result(None)
+
+        token, reply = self.expect(on_reply)
+        sent_at = time.monotonic()
+        try:
+            self.send(_fastpath.pub(subject, reply, payload))
+            await asyncio.wait_for(future, timeout)
+            return replies
+        except asyncio.TimeoutError:
+            await self._check_silence(sent_at)
+            raise NoReply from None
+        finally:
+            self.forget(token)
+
+    async def _check_silence(self, since: float) -> None:
+        if self._socket is not None and self._open.is_set() and self._socket.last_received < since:
+            await self._client.force_reconnect()
+
+    async def _on_message(self, message: Msg) -> None:
+        callback = self._replies.get(message.subject.rpartition(".")[2])
+        if callback is not None:
+            callback(message)
+
+
+def _bare(url: str) -> str:
+    parts = urlsplit(url.strip())
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
