@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
+# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False
 """The wire in C: record keys, subject tokens, the record's msgpack form, publish frames, PubAcks and ack subjects.
 
 A record on the wire is one msgpack array of ten::

@@ -12,8 +12,14 @@ from types import TracebackType
 from typing import Any
 
 from . import _fastpath, payloads, runtime
-from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, Config, check_id, load
-from .errors import BatchFailed, BlockingCallInEventLoop, Closed, InvalidArgument, SkialithError
+from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id, load
+from .errors import (
+    BatchFailed,
+    BlockingCallInEventLoop,
+    Closed,
+    InvalidArgument,
+    SkialithError,
+)
 from .history import Entry
 from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
 
@@ -115,7 +121,6 @@ class SkialithAgent:
         prefix = f"{where}." if where else ""
         event_id = check_id(f"{prefix}event_id", event_id)
         codec, body = payloads.pack(data, f"{prefix}data", self._config.max_record_bytes)
-        kind = data.get("kind") if isinstance(data, dict) else None
         return Record(
             Kind.EVENT,
             self._config.namespace,
@@ -123,7 +128,7 @@ class SkialithAgent:
             event_id,
             _fastpath.event_key(self._config.namespace, self._agent_id, event_id),
             self._step if step is None else _checked_step("step", step),
-            kind if isinstance(kind, str) and kind else "event",
+            _event_type(data),
             _now_us(),
             codec,
             body,
@@ -158,7 +163,12 @@ class SkialithAgent:
             return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
         data = payloads.decode(record.codec, record.body or b"")
         return AgentState(
-            self._agent_id, record.step_index, data, False, "wal" if source == "wal" else "database", database_ok
+            self._agent_id,
+            record.step_index,
+            data,
+            False,
+            "wal" if source == "wal" else "database",
+            database_ok,
         )
 
     def history(self, after: Event | str | None = None, limit: int | None = None) -> Iterator[Event]:
@@ -170,7 +180,10 @@ class SkialithAgent:
         engine = self._engine("history")
         position = _position(after)
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise InvalidArgument(f"limit must be a whole number of 0 or more, not {limit!r}", argument="limit")
+            raise InvalidArgument(
+                f"limit must be a whole number of 0 or more, not {limit!r}",
+                argument="limit",
+            )
         return self._events(engine, position, limit)
 
     def _events(self, engine: runtime.Runtime, position: Position, limit: int | None) -> Iterator[Event]:
@@ -206,7 +219,10 @@ class SkialithAgent:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -231,7 +247,11 @@ class SkialithAgent:
             asyncio.get_running_loop()
         except RuntimeError:
             return
-        spelling = "asyncio.to_thread(SkialithAgent, ...)" if verb == "SkialithAgent" else f"asyncio.to_thread(agent.{verb}, ...)"
+        spelling = (
+            "asyncio.to_thread(SkialithAgent, ...)"
+            if verb == "SkialithAgent"
+            else f"asyncio.to_thread(agent.{verb}, ...)"
+        )
         raise BlockingCallInEventLoop(
             f"{verb} blocks, and this thread runs an asyncio loop: write `await {spelling}`; nothing was sent"
         )
@@ -266,6 +286,11 @@ def _batch_failed(agent_id: str, records: list[Record], acks: list[Ack], error: 
     )
 
 
+def _event_type(data: Any) -> str:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    return kind[:MAX_EVENT_TYPE_CHARACTERS] if isinstance(kind, str) and kind else "event"
+
+
 def _as_event(entry: Entry) -> Event:
     record, stored, dead = entry
     return Event(
@@ -283,7 +308,10 @@ def _as_event(entry: Entry) -> Event:
 
 def _checked_step(argument: str, step: object) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _MAX_STEP:
-        raise InvalidArgument(f"{argument} must be a whole number from 0 to 2**63-1, not {step!r}", argument=argument)
+        raise InvalidArgument(
+            f"{argument} must be a whole number from 0 to 2**63-1, not {step!r}",
+            argument=argument,
+        )
     return step
 
 
@@ -297,7 +325,8 @@ def _position(after: Event | str | None) -> Position:
         return Position(int(time_ns), int(seq))
     except ValueError:
         raise InvalidArgument(
-            f"after must be an Event or its position.cursor(), not {after!r}", argument="after"
+            f"after must be an Event or its position.cursor(), not {after!r}",
+            argument="after",
         ) from None
 
 

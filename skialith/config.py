@@ -209,7 +209,7 @@ def load(environ: Mapping[str, str] | None = None, **arguments: Any) -> Config:
     known = {field.name for field in fields(Config)}
     unknown = arguments.keys() - known
     if unknown:
-        raise ConfigurationError(f"unknown setting {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
+        raise ConfigurationError(f"unknown setting {min(unknown)!r}; known: {', '.join(sorted(known))}")
     values: dict[str, Any] = {}
     for name in known:
         given = arguments.get(name)
@@ -242,7 +242,9 @@ def _checked(values: dict[str, Any]) -> Config:
     if not isinstance(config.namespace, str) or not _NAMESPACE.fullmatch(config.namespace):
         raise ConfigurationError(f"namespace {config.namespace!r}: use 1 to 32 of A-Z a-z 0-9 _ -")
     if not 0 < config.timeout <= MAX_TIMEOUT_SECONDS:
-        raise ConfigurationError(f"timeout {config.timeout!r}: use more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds")
+        raise ConfigurationError(
+            f"timeout {config.timeout!r}: use more than 0 and at most {MAX_TIMEOUT_SECONDS} seconds"
+        )
     if config.lease_seconds < 1:
         raise ConfigurationError(f"lease_seconds {config.lease_seconds!r}: use at least 1 second")
     if config.max_record_bytes < 1 or (config.wal_bytes is not None and config.wal_bytes < 1):
@@ -251,12 +253,10 @@ def _checked(values: dict[str, Any]) -> Config:
     return config
 
 
-def _number(name: str, value: Any, kind: type[float] | type[int]) -> float | int:
+def _number(name: str, value: Any, kind: type[float | int]) -> float | int:
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        return kind(value)
-    except (TypeError, ValueError):
+        return kind(str(value))
+    except ValueError:
         raise ConfigurationError(f"{name} must be a number, not {value!r}") from None
 
 
@@ -310,12 +310,14 @@ def check_id(argument: str, value: object) -> str:
         raise InvalidArgument(f"{argument} must not be empty", argument=argument)
     if len(value) > MAX_ID_CHARACTERS:
         raise InvalidArgument(
-            f"{argument} has {len(value)} characters; at most {MAX_ID_CHARACTERS} are allowed", argument=argument
+            f"{argument} has {len(value)} characters; at most {MAX_ID_CHARACTERS} are allowed",
+            argument=argument,
         )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidArgument(
-            f"{argument} holds a lone surrogate at index {error.start}, which is not Unicode text", argument=argument
+            f"{argument} holds a lone surrogate at index {error.start}, which is not Unicode text",
+            argument=argument,
         ) from None
     return str.__str__(value)

@@ -28,7 +28,12 @@ class SkialithError(Exception):
     retryable: bool = False
 
     def __init__(
-        self, message: str, *, outcome: Outcome | None = None, retryable: bool | None = None, **facts: Any
+        self,
+        message: str,
+        *,
+        outcome: Outcome | None = None,
+        retryable: bool | None = None,
+        **facts: Any,
     ) -> None:
         super().__init__(message)
         if outcome is not None:

@@ -25,7 +25,12 @@ class PastStore(Protocol):
     """What is read of the database."""
 
     def events(
-        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
+        self,
+        namespace: str,
+        agent_id: str,
+        after: Position,
+        up_to: Position | None,
+        limit: int,
     ) -> list[tuple[Record, bool]]: ...
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
@@ -41,7 +46,14 @@ class History:
     In that order a record that moves while it is read is seen at least once, and the key of a record makes it once.
     """
 
-    def __init__(self, wal: PastLog, store: PastStore, namespace: str, agent_id: str, timeout: float) -> None:
+    def __init__(
+        self,
+        wal: PastLog,
+        store: PastStore,
+        namespace: str,
+        agent_id: str,
+        timeout: float,
+    ) -> None:
         self._wal = wal
         self._store = store
         self._namespace = namespace
@@ -63,7 +75,13 @@ class History:
                 return
             cursor = upper
 
-    def _between(self, after: Position, upper: Position, heads: list[Record], buried: list[Record]) -> Iterator[Entry]:
+    def _between(
+        self,
+        after: Position,
+        upper: Position,
+        heads: list[Record],
+        buried: list[Record],
+    ) -> Iterator[Entry]:
         """Everything in (after, upper], in pages of the database."""
         cursor = after
         while cursor < upper:
@@ -122,7 +140,11 @@ Source = Literal["wal", "database", "none"]
 
 
 def newest_checkpoint(
-    wal: PastLog, store: Callable[[], PastStore], namespace: str, agent_id: str, deadline: float
+    wal: PastLog,
+    store: Callable[[], PastStore],
+    namespace: str,
+    agent_id: str,
+    deadline: float,
 ) -> tuple[Record | None, Source, bool]:
     """The checkpoint with the greatest position, where it was read, and whether the database answered.
 

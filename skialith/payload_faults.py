@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-
 from .config import MAX_PAYLOAD_DEPTH
 
 Fault = tuple[str, str]

@@ -107,10 +107,10 @@ def decode(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> Any:
     body; the record itself is as durable as before.
     """
     body = uncompressed(codec, body, limit)
+    _fastpath.scan_payload(body, _DECODE_DEPTH)  # ormsgpack ignores bytes behind the value
     try:
-        _fastpath.scan_payload(body, _DECODE_DEPTH)  # ormsgpack ignores bytes behind the value
         return _unpack(body)
-    except ormsgpack.MsgpackDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"payload is not valid msgpack: {error}") from None
 
 

@@ -11,7 +11,15 @@ import time
 from collections.abc import Callable
 
 from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
-from .errors import Closed, ConfigurationError, FlushTimeout, SkialithError, StoreError, UnsupportedEnvironment, WalError
+from .errors import (
+    Closed,
+    ConfigurationError,
+    FlushTimeout,
+    SkialithError,
+    StoreError,
+    UnsupportedEnvironment,
+    WalError,
+)
 from .history import History, newest_checkpoint
 from .records import NOWHERE, Kind, Position, Record
 from .stores import open_store
@@ -68,7 +76,9 @@ class Runtime:
         self.closed = False
         self.store: Store = open_store(config.store_url, power=config.durability == "power")
         self._local = (
-            LocalServer(config.path, durability=config.durability, binary=config.nats_server) if config.embedded else None
+            LocalServer(config.path, durability=config.durability, binary=config.nats_server)
+            if config.embedded
+            else None
         )
         self.wal: Wal
         self._drains: list[Drain] = []

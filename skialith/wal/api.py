@@ -32,7 +32,13 @@ class Api:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def call(self, name: str, body: dict[str, Any] | None = None, *, deadline: float | None = None) -> dict[str, Any]:
+    async def call(
+        self,
+        name: str,
+        body: dict[str, Any] | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
         """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``."""
         end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
         pauses = backoff()
@@ -47,7 +53,10 @@ class Api:
                 cause = self._connection.last_error or error
             pause = next(pauses)
             if time.monotonic() + pause >= end:
-                raise WalUnavailable(f"the NATS server did not answer {name}: {cause}", outcome="not_written")
+                raise WalUnavailable(
+                    f"the NATS server did not answer {name}: {cause}",
+                    outcome="not_written",
+                )
             await asyncio.sleep(pause)
 
     async def once(self, name: str, body: dict[str, Any] | None = None, *, timeout: float) -> dict[str, Any]:
@@ -59,7 +68,11 @@ class Api:
         answer: dict[str, Any] = json.loads(reply.data)
         error = answer.get("error")
         if error:
-            raise ApiError(error.get("code", 0), error.get("err_code", 0), error.get("description", "unknown error"))
+            raise ApiError(
+                error.get("code", 0),
+                error.get("err_code", 0),
+                error.get("description", "unknown error"),
+            )
         return answer
 
 

@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..config import CLOSE_SECONDS, TRIM_SECONDS, Config
-from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
+from ..errors import (
+    AgentFenced,
+    ConfigurationError,
+    FlushTimeout,
+    SkialithError,
+    WalError,
+    WalUnavailable,
+)
 from ..records import Ack, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
 from .lease import Leases
-from .log import Log, Ticket
+from .lane import Ticket
+from .log import Log
 from .loop import LoopThread
 from .read import Reader
 from .source import ConsumerSource
@@ -225,7 +233,12 @@ class Wal:
         info = await self.stream.consumer_info(name, deadline)
         oldest = await self.stream.oldest_pending(name, deadline)
         age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e9)
-        return ConsumerLag(name, info["num_pending"] + info["num_ack_pending"], info["num_ack_pending"], age)
+        return ConsumerLag(
+            name,
+            info["num_pending"] + info["num_ack_pending"],
+            info["num_ack_pending"],
+            age,
+        )
 
     # ---- life
 

@@ -8,8 +8,9 @@ from typing import Any
 import ormsgpack
 
 from ..config import HISTORY_PAGE_RECORDS
+from ..errors import BodyMissing
 from ..records import DeadLetter, Kind, Position, Record
-from .read import BodyMissing, Reader, decode
+from .read import Reader, decode
 from .stream import Stream
 
 _ERROR_CHARACTERS = 500
@@ -86,13 +87,20 @@ class DeadLetters:
                 chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
                 for each in range(seq, seq + chunks + 1):
                     await self._stream.api.call(
-                        f"STREAM.MSG.DELETE.{self._stream.dead_name}", {"seq": each}, deadline=deadline
+                        f"STREAM.MSG.DELETE.{self._stream.dead_name}",
+                        {"seq": each},
+                        deadline=deadline,
                     )
                 found = True
         return found
 
     async def _numbered(
-        self, subject: str, deadline: float, *, bodies: bool = True, copies: bool = False
+        self,
+        subject: str,
+        deadline: float,
+        *,
+        bodies: bool = True,
+        copies: bool = False,
     ) -> list[tuple[int, DeadLetter]]:
         letters: list[tuple[int, DeadLetter]] = []
         seen: set[tuple[str, bytes]] = set()
@@ -112,7 +120,12 @@ class DeadLetters:
                 letter = letter_from(message.data, self._stream.namespace)
                 if copies or (letter.sink, letter.key) not in seen:
                     seen.add((letter.sink, letter.key))
-                    letters.append((seq, await self._whole(letter, seq, deadline) if bodies else letter))
+                    letters.append(
+                        (
+                            seq,
+                            await self._whole(letter, seq, deadline) if bodies else letter,
+                        )
+                    )
             seq += 1
 
     async def _whole(self, letter: DeadLetter, seq: int, deadline: float) -> DeadLetter:

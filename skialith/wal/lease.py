@@ -75,7 +75,12 @@ class Leases:
         """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success."""
         pauses = backoff()
         record = json.dumps(
-            {"token": lease.token, "host": socket.gethostname(), "pid": os.getpid(), "agent": lease.agent_id}
+            {
+                "token": lease.token,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "agent": lease.agent_id,
+            }
         ).encode()
         while True:
             server_id = self._connection.server_id
@@ -86,8 +91,14 @@ class Leases:
             if answer is not None and answer[3] == 0:
                 self._hold(lease, answer[0], server_id)
                 return
-            if answer is not None and answer[3] not in (WRONG_LAST_SEQUENCE, *_TRANSIENT):
-                raise WalRejected(f"the lease of agent {lease.agent_id!r} was refused: {answer[5]}", code=answer[3])
+            if answer is not None and answer[3] not in (
+                WRONG_LAST_SEQUENCE,
+                *_TRANSIENT,
+            ):
+                raise WalRejected(
+                    f"the lease of agent {lease.agent_id!r} was refused: {answer[5]}",
+                    code=answer[3],
+                )
             await self._pause(next(pauses), deadline, lease.agent_id)
             holder = await self._holder(lease.subject, deadline)
             if holder is not None and holder.token == lease.token and holder.seq != expected:
@@ -121,13 +132,20 @@ class Leases:
 
     @staticmethod
     def _hold(lease: Lease, seq: int, server_id: str) -> None:
-        lease.seq, lease.server_id, lease.renewed_at, lease.suspect = seq, server_id, time.monotonic(), False
+        lease.seq, lease.server_id, lease.renewed_at, lease.suspect = (
+            seq,
+            server_id,
+            time.monotonic(),
+            False,
+        )
 
     async def _holder(self, subject: str, deadline: float) -> Holder | None:
         """Who stands on the subject, read from the leader (a direct get may be stale on a replica)."""
         try:
             answer = await self._stream.api.call(
-                f"STREAM.MSG.GET.{self._stream.name}", {"last_by_subj": subject}, deadline=deadline
+                f"STREAM.MSG.GET.{self._stream.name}",
+                {"last_by_subj": subject},
+                deadline=deadline,
             )
         except ApiError as error:
             if error.status == 404:
@@ -146,7 +164,10 @@ class Leases:
             lease.seq = holder.seq
             return
         if holder is None:
-            text, owner = f"the lease of agent {lease.agent_id!r} expired: call resume() again", ""
+            text, owner = (
+                f"the lease of agent {lease.agent_id!r} expired: call resume() again",
+                "",
+            )
         else:
             text = f"agent {lease.agent_id!r} was taken over by {holder.owner}: call resume() to own it again"
             owner = holder.owner

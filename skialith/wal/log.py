@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
-import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from .. import _fastpath
@@ -19,15 +13,14 @@ from ..config import (
     APPEND_ATTEMPT_SECONDS,
     APPEND_BATCH_BYTES,
     APPEND_BATCH_RECORDS,
-    ENVELOPE_RESERVE_BYTES,
-    MAX_BATCH_MESSAGES,
     MAX_QUEUED_BYTES,
     MAX_QUEUED_RECORDS,
 )
-from ..errors import Outcome, RecordTooLarge, SkialithError, WalFull, WalRejected, WalUnavailable
-from ..records import Ack, DeadLetter, Kind, Manifest, Record
+from ..errors import Outcome, SkialithError, WalFull, WalRejected, WalUnavailable
+from ..records import Ack, DeadLetter, Record
+from . import frames
 from .api import NoResponders, backoff
-from .dead import letter_data, letter_id, letter_kind
+from .lane import Admission, Entry, Lane, Ticket
 from .lease import WRONG_LAST_SEQUENCE, Lease, Leases
 from .read import Reader
 from .stream import Stream
@@ -42,79 +35,12 @@ _STORE_FAILED = 10077
 _RETRY_CODES = (10158, 10164, 10176, 10008, 10023, 10204)
 
 
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One record on its way: its head frame's parts, its chunks if it is large, and what is known of its fate."""
-
-    subject: str
-    key: bytes
-    data: bytes
-    chunk_subject: str
-    chunks: list[bytes]
-    size: int
-    ticket: Ticket
-    unknown: bool = False
-    done: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One call: its entries, its deadline, and the future that its thread waits on."""
-
-    agent_id: str
-    deadline: float
-    future: Future[list[Ack]] = field(default_factory=Future)
-    acks: list[Ack] = field(default_factory=list)
-    count: int = 0
-    size: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """What one agent has waiting. ``lock`` is held while anything of this agent is in flight, leases included."""
-
-    agent_id: str
-    queue: deque[Entry] = field(default_factory=deque)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    running: bool = False
-    holders: int = 0
-    lease: Lease | None = None
-
-
 class AppendFailed(Exception):
     """Why an attempt is not repeated: the caller's error for every entry of the group."""
 
     def __init__(self, error: SkialithError) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-class Admission:
-    """Bounds what a process has waiting for PubAcks; full means the caller waits."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._records = 0
-        self._bytes = 0
-
-    def enter(self, records: int, size: int, deadline: float) -> bool:
-        with self._condition:
-            return self._condition.wait_for(
-                lambda: self._records == 0
-                or (self._records + records <= MAX_QUEUED_RECORDS and self._bytes + size <= MAX_QUEUED_BYTES),
-                timeout=max(0.0, deadline - time.monotonic()),
-            ) and self._add(records, size)
-
-    def _add(self, records: int, size: int) -> bool:
-        self._records += records
-        self._bytes += size
-        return True
-
-    def leave(self, records: int, size: int) -> None:
-        with self._condition:
-            self._records -= records
-            self._bytes -= size
-            self._condition.notify_all()
 
 
 class Log:
@@ -140,7 +66,8 @@ class Log:
         Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent.
         """
         ticket = Ticket(agent_id, deadline)
-        entries = [self._entry(record, ticket) for record in records]
+        subjects, max_payload = self._stream.subjects, self._connection.max_payload
+        entries = [frames.record_entry(record, ticket, subjects, max_payload) for record in records]
         ticket.count, ticket.size = len(entries), sum(entry.size for entry in entries)
         if not self._admission.enter(ticket.count, ticket.size, deadline):
             raise WalUnavailable(
@@ -154,46 +81,10 @@ class Log:
 
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
-        subjects = self._stream.subjects
-        agent_id = letter.record.agent_id if letter.record is not None else ""
         ticket = Ticket(_BURIAL_LANE, deadline, count=1)
-        chunks: list[bytes] = []
-        if letter.record is not None and letter.record.manifest is not None:
-            chunks = self._chunks(letter.record.body or b"")
-        subject = subjects.dead_letter(letter_kind(letter.record), agent_id)
-        chunk_subject = subjects.dead_chunk(agent_id) if chunks else ""
-        entry = Entry(subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket)
+        entry = frames.letter_entry(letter, ticket, self._stream.subjects, self._connection.max_payload)
         self._loop.call_soon_threadsafe(self._enqueue, ticket, [entry])
         return ticket
-
-    def _chunks(self, body: bytes) -> list[bytes]:
-        room = self._connection.max_payload - ENVELOPE_RESERVE_BYTES
-        return [body[at : at + room] for at in range(0, len(body), room)]
-
-    def _entry(self, record: Record, ticket: Ticket) -> Entry:
-        subjects = self._stream.subjects
-        event = record.kind == Kind.EVENT
-        subject = subjects.event(record.agent_id) if event else subjects.checkpoint(record.agent_id)
-        body = record.body or b""
-        room = self._connection.max_payload - ENVELOPE_RESERVE_BYTES
-        fields = record[0], record.agent_id, record.record_id, record.key, record.step_index, record.event_type
-        if len(body) <= room:
-            data = _fastpath.encode_record(*fields, record.created_us, record.codec, body, None)
-            return Entry(subject, record.key, data, "", [], len(data) + 256, ticket)
-        chunks = self._chunks(body)
-        if len(chunks) > MAX_BATCH_MESSAGES - 1:
-            limit = room * (MAX_BATCH_MESSAGES - 1)
-            raise RecordTooLarge(
-                f"agent {record.agent_id!r}: the record has {len(body):,} bytes after compression; this server takes "
-                f"at most {limit:,} (max_payload {self._connection.max_payload:,} times {MAX_BATCH_MESSAGES - 1} messages)",
-                argument="data",
-                size=len(body),
-                limit=limit,
-            )
-        manifest = Manifest(len(body), len(chunks), hashlib.blake2b(body, digest_size=16).digest())
-        data = _fastpath.encode_record(*fields, record.created_us, record.codec, None, tuple(manifest))
-        chunk_subject = subjects.chunk(record.agent_id)
-        return Entry(subject, record.key, data, chunk_subject, chunks, len(data) + len(body) + 256 * len(chunks), ticket)
 
     # ---- on the loop
 
@@ -220,7 +111,11 @@ class Log:
         except BaseException as error:
             for entry in list(lane.queue):
                 entry.unknown = True
-                self._fail(lane, entry, WalUnavailable(f"the append was interrupted: {error!r}", outcome="unknown"))
+                self._fail(
+                    lane,
+                    entry,
+                    WalUnavailable(f"the append was interrupted: {error!r}", outcome="unknown"),
+                )
             raise
         finally:
             lane.running = False
@@ -302,15 +197,22 @@ class Log:
         """One attempt; False asks to go one by one. Raises what ends or repeats the attempt."""
         deadline = min(entry.ticket.deadline for entry in group)
         await self._connection.ready(deadline)
-        await self._check_room(sum(entry.size for entry in group))
+        if lane.agent_id != _BURIAL_LANE:
+            await self._check_room(sum(entry.size for entry in group))
         lease = lane.lease
         if lease is not None:
             await self._leases.ensure(lease, deadline)
         atomic = len(group) > 1 or bool(group[0].chunks)
-        timeout = max(0.01, min(APPEND_ATTEMPT_SECONDS + len(group[0].chunks) * 0.05, deadline - time.monotonic()))
+        timeout = max(
+            0.01,
+            min(
+                APPEND_ATTEMPT_SECONDS + len(group[0].chunks) * 0.05,
+                deadline - time.monotonic(),
+            ),
+        )
 
         def build(reply: str) -> bytes:
-            return self._batch_frames(group, lease, reply) if atomic else self._frame(group[0], lease, reply)
+            return frames.batch(group, lease, reply) if atomic else frames.single(group[0], lease, reply)
 
         reply = await self._connection.exchange(build, timeout)
         if not reply.data:
@@ -334,7 +236,14 @@ class Log:
         if not self._stream.has_room(size):
             raise AppendFailed(_full(self._stream.name, self._stream.max_bytes))
 
-    async def _refused(self, lane: Lane, group: list[Entry], code: int, description: str, deadline: float) -> None:
+    async def _refused(
+        self,
+        lane: Lane,
+        group: list[Entry],
+        code: int,
+        description: str,
+        deadline: float,
+    ) -> None:
         """Return if the attempt should be repeated, else raise ``AppendFailed`` or ``AgentFenced``."""
         if code == WRONG_LAST_SEQUENCE and lane.lease is not None:
             # Alone it proves nothing: the lease may be mine at a newer sequence.
@@ -343,41 +252,11 @@ class Log:
             raise AppendFailed(_full(self._stream.name, self._stream.max_bytes, description))
         elif code not in _RETRY_CODES:
             raise AppendFailed(
-                WalRejected(f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})", code=code)
+                WalRejected(
+                    f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})",
+                    code=code,
+                )
             )
-
-    # ---- frames
-
-    @staticmethod
-    def _frame(entry: Entry, lease: Lease | None, reply: str) -> bytes:
-        if lease is None:
-            headers = _fastpath.record_headers(entry.key)
-        else:
-            headers = _fastpath.record_headers(entry.key, lease.seq, lease.subject)
-        return _fastpath.hpub(entry.subject, reply, headers, entry.data)
-
-    @staticmethod
-    def _batch_frames(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
-        """One atomic batch: records, or the manifest of a large one and then its chunks. A new batch id per attempt."""
-        batch = secrets.token_hex(12)
-        messages: list[tuple[str, bytes, bytes]] = []
-        for entry in group:
-            fence = lease if not messages else None
-            headers = (
-                _fastpath.record_headers(entry.key, fence.seq, fence.subject)
-                if fence is not None
-                else _fastpath.record_headers(entry.key)
-            )
-            messages.append((entry.subject, headers, entry.data))
-            messages.extend((entry.chunk_subject, b"", chunk) for chunk in entry.chunks)
-        frames = []
-        for number, (subject, headers, data) in enumerate(messages, start=1):
-            headers += f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {number}\r\n".encode()
-            last = number == len(messages)
-            if last:
-                headers += b"Nats-Batch-Commit: 1\r\n"
-            frames.append(_fastpath.hpub(subject, reply if last or number == 1 else "", headers, data))
-        return b"".join(frames)
 
     # ---- ends
 

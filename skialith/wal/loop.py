@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, TimeoutError as FutureTimeout
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from ..errors import Closed, WalUnavailable
@@ -87,7 +88,10 @@ class LoopThread:
             if future.done():
                 raise
             future.cancel()
-            raise WalUnavailable(f"no answer from the loop thread within {timeout:.1f} s", outcome="unknown") from error
+            raise WalUnavailable(
+                f"no answer from the loop thread within {timeout:.1f} s",
+                outcome="unknown",
+            ) from error
         except BaseException:
             future.cancel()
             raise

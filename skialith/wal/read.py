@@ -14,17 +14,13 @@ from nats.aio.msg import Msg
 
 from .. import _fastpath
 from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, WRITER_BATCH_BYTES
-from ..errors import WalRejected, WalUnavailable
+from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Manifest, Position, Record
 from .api import NoResponders, backoff, time_ns
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
 T = TypeVar("T")
-
-
-class BodyMissing(WalRejected):
-    """The chunks of a large record are not in the log any more (stored and trimmed), or were torn."""
 
 
 def decode(namespace: str, data: bytes, position: Position) -> Record:
@@ -86,7 +82,12 @@ class Reader:
         """Sequence of the record with this key; 0 when it has left the log already."""
         seq = 1
         while True:
-            query = {"seq": seq, "next_by_subj": subject, "batch": HISTORY_PAGE_RECORDS, "max_bytes": self.page_bytes()}
+            query = {
+                "seq": seq,
+                "next_by_subj": subject,
+                "batch": HISTORY_PAGE_RECORDS,
+                "max_bytes": self.page_bytes(),
+            }
             messages = await self.direct(self._stream.name, query, deadline)
             if not messages:
                 return 0
@@ -111,7 +112,10 @@ class Reader:
         """The body that ``record.manifest`` describes, from the messages on ``subject`` at ``first`` and behind."""
         manifest = record.manifest
         if manifest is None:
-            raise BodyMissing(f"agent {record.agent_id!r}: the record has no manifest", outcome="durable")
+            raise BodyMissing(
+                f"agent {record.agent_id!r}: the record has no manifest",
+                outcome="durable",
+            )
         parts: list[bytes] = []
         while len(parts) < manifest.chunks:
             query = {

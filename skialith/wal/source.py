@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from nats.aio.msg import Msg
 
 from .. import _fastpath
-from ..config import ACK_WAIT_SECONDS, API_TIMEOUT_SECONDS, WRITER_BATCH_BYTES, WRITER_BATCH_ROWS
+from ..config import (
+    ACK_WAIT_SECONDS,
+    API_TIMEOUT_SECONDS,
+    WRITER_BATCH_BYTES,
+    WRITER_BATCH_ROWS,
+)
 from ..errors import WalUnavailable
 from ..records import DeadLetter, Message, Position, Record
 from .api import ApiError
@@ -93,7 +98,11 @@ class _Pull:
         self._requested = True
         self._until = time.monotonic() + _EXPIRES_SECONDS + 1.0
         size = max(WRITER_BATCH_BYTES, self._connection.max_payload + 64 * 1024)
-        body = {"batch": WRITER_BATCH_ROWS, "expires": int(_EXPIRES_SECONDS * 1e9), "max_bytes": size}
+        body = {
+            "batch": WRITER_BATCH_ROWS,
+            "expires": int(_EXPIRES_SECONDS * 1e9),
+            "max_bytes": size,
+        }
         reply = self._connection.listener_subject(self._consumer)
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream.name}.{self._consumer}"
         try:
@@ -121,7 +130,14 @@ class _Pull:
         self._buffer.append(
             (
                 time.monotonic(),
-                Message(message.subject, message.data, position, message.reply, self._connection.epoch, deliveries),
+                Message(
+                    message.subject,
+                    message.data,
+                    position,
+                    message.reply,
+                    self._connection.epoch,
+                    deliveries,
+                ),
             )
         )
         self._arrived.set()
@@ -131,7 +147,13 @@ class ConsumerSource:
     """The durable consumer ``writer`` or ``trace_ingest``. Blocking, for one writer thread."""
 
     def __init__(
-        self, loop: LoopThread, connection: Connection, stream: Stream, log: Log, reader: Reader, consumer: str
+        self,
+        loop: LoopThread,
+        connection: Connection,
+        stream: Stream,
+        log: Log,
+        reader: Reader,
+        consumer: str,
     ) -> None:
         if consumer not in (WRITER, TRACE_INGEST):
             raise ValueError(f"no consumer is named {consumer!r}")
@@ -162,9 +184,10 @@ class ConsumerSource:
         """Acknowledge, fire and forget; those pulled on an older connection are delivered again instead."""
         self._tell(messages, b"+ACK")
 
-    def nak(self, messages: Sequence[Message]) -> None:
-        """Give messages back, to be delivered again at once."""
-        self._tell(messages, b"-NAK")
+    def nak(self, messages: Sequence[Message], delay: float = 0.0) -> None:
+        """Give messages back, to be delivered again ``delay`` seconds from now."""
+        word = b"-NAK" if delay <= 0 else b'-NAK {"delay": %d}' % int(delay * 1e9)
+        self._tell(messages, word)
 
     def in_progress(self, messages: Sequence[Message]) -> None:
         """Start the messages' ack wait anew."""
@@ -185,7 +208,10 @@ class ConsumerSource:
     def read_body(self, record: Record) -> bytes:
         """The body of a large record. Raises ``BodyMissing`` or ``WalUnavailable``."""
         deadline = time.monotonic() + 2 * API_TIMEOUT_SECONDS
-        return self._loop.call(self._reader.body(record, deadline), 2 * API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
+        return self._loop.call(
+            self._reader.body(record, deadline),
+            2 * API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS,
+        )
 
     def bury(self, letter: DeadLetter) -> None:
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""

@@ -232,7 +232,11 @@ class Stream:
             if error.code != _CONSUMER_NOT_FOUND:
                 raise
             body = {"stream_name": self.name, "config": wanted, "action": ""}
-            info = await self.api.call(f"CONSUMER.CREATE.{self.name}.{name}.{filter_subject}", body, deadline=deadline)
+            info = await self.api.call(
+                f"CONSUMER.CREATE.{self.name}.{name}.{filter_subject}",
+                body,
+                deadline=deadline,
+            )
         found = info["config"]
         wrong = [
             f"{key} is {found.get(key, -1)!r}, must be {wanted[key]!r}"
@@ -266,7 +270,10 @@ class Stream:
         """Switch ``agent_traces`` for the whole namespace; writers notice at their next trim."""
         info = await self.info(deadline)
         config = info["config"]
-        config["metadata"] = {**config.get("metadata", {}), TRACES_KEY: "on" if enabled else "off"}
+        config["metadata"] = {
+            **config.get("metadata", {}),
+            TRACES_KEY: "on" if enabled else "off",
+        }
         await self.api.call(f"STREAM.UPDATE.{self.name}", config, deadline=deadline)
         self.traces = enabled
         if enabled:

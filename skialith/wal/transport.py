@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import ParseResult, unquote, urlsplit
+from urllib.parse import ParseResult
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -23,6 +23,7 @@ from nats.errors import Error as NatsError
 from .. import _fastpath
 from ..config import CONNECT_TIMEOUT_SECONDS, PING_SECONDS, Config, redact
 from ..errors import Closed, ConfigurationError, WalUnavailable
+from .access import access_options, bare, wants_tls
 
 log = logging.getLogger("skialith.wal")
 
@@ -149,7 +150,11 @@ class Connection:
         self._client = client
         connecting = asyncio.create_task(client.connect(**self._options(on_error)))
         try:
-            await asyncio.wait({connecting, refused}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {connecting, refused},
+                timeout=timeout,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if refused.done():
                 raise ConfigurationError(
                     f"NATS at {self._redacted()} refused the credentials: check SKIALITH_NATS_URL (user:password or token), "
@@ -166,7 +171,10 @@ class Connection:
             await self._subscribe()
         except (NatsError, OSError, ssl.SSLError) as error:
             await self._discard(client, connecting)
-            raise WalUnavailable(f"cannot connect to NATS at {self._redacted()}: {error}", outcome="not_written") from error
+            raise WalUnavailable(
+                f"cannot connect to NATS at {self._redacted()}: {error}",
+                outcome="not_written",
+            ) from error
         except BaseException:
             await self._discard(client, connecting)
             raise
@@ -180,9 +188,8 @@ class Connection:
             await client.close()
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
-        config = self._config
         options: dict[str, Any] = {
-            "servers": [_bare(url) for url in self._url.split(",")],
+            "servers": [bare(url) for url in self._url.split(",")],
             "name": "skialith",
             "error_cb": on_error,
             "disconnected_cb": self._on_disconnected,
@@ -194,39 +201,11 @@ class Connection:
             "max_outstanding_pings": 2,
             "pending_size": 0,
         }
-        # As options and not in the URL: nats-py does not decode percent escapes, and sends no credentials to servers
-        # that it learned of from the cluster.
-        first = urlsplit(self._url.split(",")[0].strip())
-        if first.username is not None and first.password is not None:
-            options["user"], options["password"] = unquote(first.username), unquote(first.password)
-        elif first.username is not None:
-            options["token"] = unquote(first.username)
-        if config.nats_creds:
-            options["user_credentials"] = config.nats_creds
-        if config.nats_nkey_seed:
-            options["nkeys_seed"] = config.nats_nkey_seed
-        if self._wants_tls() or config.nats_tls_ca or config.nats_tls_cert:
-            options["tls"] = self._tls_context()
+        options.update(access_options(self._config, self._url))
         return options
 
-    def _tls_context(self) -> ssl.SSLContext:
-        config = self._config
-        try:
-            context = ssl.create_default_context(cafile=config.nats_tls_ca)
-            if config.nats_tls_cert:
-                context.load_cert_chain(config.nats_tls_cert, config.nats_tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(
-                f"the TLS files cannot be used ({error}): check SKIALITH_NATS_TLS_CA, SKIALITH_NATS_TLS_CERT and "
-                "SKIALITH_NATS_TLS_KEY"
-            ) from error
-        return context
-
-    def _wants_tls(self) -> bool:
-        return self._url.strip().startswith("tls://")
-
     def _check_tls(self) -> None:
-        if self._wants_tls() and not self.info.get("tls_required"):
+        if wants_tls(self._url) and not self.info.get("tls_required"):
             raise ConfigurationError(
                 f"{self._redacted()} offers no TLS although the URL says tls://: enable TLS on the server or use nats://"
             )
@@ -237,7 +216,10 @@ class Connection:
     async def _subscribe(self) -> None:
         self._inbox = self._client.new_inbox()
         await self._client.subscribe(
-            f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0
+            f"{self._inbox}.*",
+            cb=self._on_message,
+            pending_msgs_limit=0,
+            pending_bytes_limit=0,
         )
         for name, callback in self._listeners.items():
             await self._subscribe_listener(name, callback)
@@ -248,7 +230,10 @@ class Connection:
             callback(message)
 
         await self._client.subscribe(
-            self.listener_subject(name), cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0
+            self.listener_subject(name),
+            cb=on_message,
+            pending_msgs_limit=0,
+            pending_bytes_limit=0,
         )
 
     def listener_subject(self, name: str) -> str:
@@ -350,7 +335,14 @@ class Connection:
     def forget(self, token: str) -> None:
         self._replies.pop(token, None)
 
-    async def request(self, subject: str, payload: bytes = b"", *, headers: bytes | None = None, timeout: float) -> Msg:
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        headers: bytes | None = None,
+        timeout: float,
+    ) -> Msg:
         """Send one message and return its first non-empty reply (or a status message).
 
         Raises ``Disconnected`` or ``NoReply``. A timeout with not one byte received forces a reconnect.
@@ -424,8 +416,3 @@ class Connection:
         callback = self._replies.get(message.subject.rpartition(".")[2])
         if callback is not None:
             callback(message)
-
-
-def _bare(url: str) -> str:
-    parts = urlsplit(url.strip())
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

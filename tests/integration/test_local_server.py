@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections import namedtuple
@@ -22,7 +23,7 @@ import pytest
 
 from skialith.config import LOCAL_WAL_MAX_BYTES, Durability
 from skialith.errors import Closed, ConfigurationError, WalUnavailable
-from skialith.wal import local, local_files
+from skialith.wal import local
 from skialith.wal.local import LocalAddress, LocalServer, find_binary, inspect
 from tests.fixtures.local_user import LocalUser, append, is_locked, kill_all, processes, read, wait_gone
 from tests.fixtures.nats import wait_until
@@ -542,12 +543,12 @@ def test_passing_trouble_is_not_called_a_configuration_error(place: Path, monkey
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(local_files.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(WalUnavailable, match="Too many open files"):
         user_of(place).acquire(TIMEOUT)
 
 
 def test_windows_is_told_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local.sys, "platform", "win32")
+    monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(ConfigurationError, match="SKIALITH_NATS_URL"):
         user_of(place)

@@ -1,0 +1,105 @@
+"""Records and dead letters as protocol frames: one message, or one atomic batch."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+from .. import _fastpath
+from ..config import ENVELOPE_RESERVE_BYTES, MAX_BATCH_MESSAGES
+from ..errors import RecordTooLarge
+from ..records import DeadLetter, Kind, Record
+from .dead import letter_data, letter_id, letter_kind
+from .lane import Entry, Ticket
+from .lease import Lease
+from .stream import Subjects
+
+_HEADER_BYTES = 256
+"""What a message costs in the store beside its data, about."""
+
+
+def record_entry(record: Record, ticket: Ticket, subjects: Subjects, max_payload: int) -> Entry:
+    """A record ready to send; a body over ``max_payload`` is cut into chunks. Raises ``RecordTooLarge``."""
+    event = record.kind == Kind.EVENT
+    subject = subjects.event(record.agent_id) if event else subjects.checkpoint(record.agent_id)
+    body = record.body or b""
+    chunks = _chunks(body, max_payload)
+    manifest = None
+    if chunks:
+        _check_chunks(record, body, chunks, max_payload)
+        manifest = (len(body), len(chunks), hashlib.blake2b(body, digest_size=16).digest())
+    data = _fastpath.encode_record(
+        record.kind,
+        record.agent_id,
+        record.record_id,
+        record.key,
+        record.step_index,
+        record.event_type,
+        record.created_us,
+        record.codec,
+        None if chunks else body,
+        manifest,
+    )
+    size = len(data) + _HEADER_BYTES + sum(len(chunk) + _HEADER_BYTES for chunk in chunks)
+    chunk_subject = subjects.chunk(record.agent_id) if chunks else ""
+    return Entry(subject, record.key, data, chunk_subject, chunks, size, ticket)
+
+
+def letter_entry(letter: DeadLetter, ticket: Ticket, subjects: Subjects, max_payload: int) -> Entry:
+    """A dead letter ready to send, with the whole body of a large record behind it."""
+    record = letter.record
+    agent_id = record.agent_id if record is not None else ""
+    chunks = _chunks(record.body or b"", max_payload) if record is not None and record.manifest is not None else []
+    subject = subjects.dead_letter(letter_kind(record), agent_id)
+    chunk_subject = subjects.dead_chunk(agent_id) if chunks else ""
+    return Entry(subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket)
+
+
+def _chunks(body: bytes, max_payload: int) -> list[bytes]:
+    """The pieces of a body that does not fit one message; none if it fits."""
+    room = max_payload - ENVELOPE_RESERVE_BYTES
+    return [] if len(body) <= room else [body[at : at + room] for at in range(0, len(body), room)]
+
+
+def _check_chunks(record: Record, body: bytes, chunks: list[bytes], max_payload: int) -> None:
+    most = MAX_BATCH_MESSAGES - 1
+    if len(chunks) > most:
+        limit = len(chunks[0]) * most
+        raise RecordTooLarge(
+            f"agent {record.agent_id!r}: the record has {len(body):,} bytes after compression; this server takes at most "
+            f"{limit:,} (max_payload {max_payload:,}, {most} messages)",
+            argument="data",
+            size=len(body),
+            limit=limit,
+        )
+
+
+def single(entry: Entry, lease: Lease | None, reply: str) -> bytes:
+    """One message, fenced if there is a lease."""
+    return _fastpath.hpub(entry.subject, reply, _headers(entry, lease), entry.data)
+
+
+def batch(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
+    """One atomic batch: records, or the manifest of a large one and then its chunks. Every call makes a new batch id.
+
+    The fence stands on the first message: the batch is stored whole or not at all.
+    """
+    identity = secrets.token_hex(12)
+    messages: list[tuple[str, bytes, bytes]] = []
+    for entry in group:
+        messages.append((entry.subject, _headers(entry, None if messages else lease), entry.data))
+        messages.extend((entry.chunk_subject, b"", chunk) for chunk in entry.chunks)
+    frames = []
+    for number, (subject, headers, data) in enumerate(messages, start=1):
+        headers += f"Nats-Batch-Id: {identity}\r\nNats-Batch-Sequence: {number}\r\n".encode()
+        last = number == len(messages)
+        if last:
+            headers += b"Nats-Batch-Commit: 1\r\n"
+        frames.append(_fastpath.hpub(subject, reply if last or number == 1 else "", headers, data))
+    return b"".join(frames)
+
+
+def _headers(entry: Entry, lease: Lease | None) -> bytes:
+    if lease is None:
+        return _fastpath.record_headers(entry.key)
+    return _fastpath.record_headers(entry.key, lease.seq, lease.subject)

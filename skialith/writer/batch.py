@@ -1,0 +1,50 @@
+"""A batch: messages that are stored in one transaction, and how it is halved to find the one that is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import _fastpath
+from ..records import Manifest, Message, Record
+
+
+class Undecodable(Exception):
+    """A message is not a record that this Skialith can read."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Messages with their records, one each, in the order of the log.
+
+    ``records``: None for a single message that is still to be decoded; in it, None for a message that needs no row.
+    ``losses``: tries that ended with the connection to the database. ``strikes``: tries that failed although the database
+    answers. ``refused``: why the one message in it is a dead letter.
+    """
+
+    messages: list[Message]
+    records: list[Record | None] | None
+    losses: int = 0
+    strikes: int = 0
+    refused: Exception | None = None
+
+    def rows(self) -> list[Record]:
+        """The records to be stored."""
+        return [record for record in self.records or () if record is not None]
+
+    def halves(self) -> list[Batch]:
+        """This batch as two, in order."""
+        records = self.records
+        if records is None or len(records) < 2:
+            raise ValueError("only a decoded batch of two or more can be halved")
+        middle = len(records) // 2
+        return [Batch(self.messages[:middle], records[:middle]), Batch(self.messages[middle:], records[middle:])]
+
+
+def decode(namespace: str, message: Message) -> Record:
+    """The record in a message, at its position, without the body of a large one. Raises ``Undecodable``."""
+    try:
+        fields = _fastpath.decode_record(message.data)
+    except ValueError as error:
+        raise Undecodable(f"the message does not decode: {error}") from error
+    manifest = None if fields[9] is None else Manifest(*fields[9])
+    return Record(fields[0], namespace, *fields[1:9], message.position, manifest)

@@ -1,0 +1,466 @@
+"""A drain: the thread that moves records from one consumer of the log into one sink, and acknowledges after the commit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from random import Random
+
+from ..config import (
+    ACK_WAIT_SECONDS,
+    ERROR_TEXT_CHARACTERS,
+    WRITER_ASIDE_FIRST_SECONDS,
+    WRITER_ASIDE_LONGEST_SECONDS,
+    WRITER_ASIDE_RECORDS,
+    WRITER_BATCH_BYTES,
+    WRITER_BATCH_ROWS,
+    WRITER_BODY_READS,
+    WRITER_CONNECTION_LOSSES,
+    WRITER_GIVE_BACK_SECONDS,
+    WRITER_LINGER_SECONDS,
+    WRITER_POLL_SECONDS,
+)
+from ..errors import BodyMissing, StoreConnectionLost, StoreDataError, StoreUnavailable
+from ..records import Message, Position, Record
+from .batch import Batch, Undecodable, decode
+from .dead_letters import bury, letter_for
+from .outage import Outage, Throttle
+from .sinks import Sink, Source
+
+log = logging.getLogger("skialith.writer")
+
+_KEEP_SECONDS = ACK_WAIT_SECONDS / 3
+"""How often the ack wait of a running transaction's messages is started anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrainStatus:
+    """What a drain did since it started, and how it is.
+
+    ``name``: its sink. ``stored``: records committed (those that were there already included); ``batches``: transactions.
+    ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records that alone could
+    not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at`` (UTC) stay after a
+    recovery. ``database_ok``: False from the moment the database fails until it takes a record or answers.
+    """
+
+    name: str
+    running: bool = False
+    database_ok: bool = True
+    stored: int = 0
+    batches: int = 0
+    retries: int = 0
+    dead_letters: int = 0
+    aside: int = 0
+    last_error: str = ""
+    last_error_at: datetime | None = None
+
+
+def _nothing() -> None:
+    return None
+
+
+class Drain:
+    """Pull, decode, one transaction per batch, commit, then acknowledge; for ever, whatever is away.
+
+    ``on_progress`` is called on the drain's thread after every acknowledgement and must return at once. ``before_first`` is
+    called there until it succeeds, before anything is pulled (schema, binding of the log). ``random`` and ``clock`` are for
+    tests. A drain is started once and may be stopped before it started, and twice.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        namespace: str,
+        *,
+        on_progress: Callable[[], None] = _nothing,
+        before_first: Callable[[], None] = _nothing,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._sink = sink
+        self._namespace = namespace
+        self._on_progress = on_progress
+        self._before_first = before_first
+        self._clock = clock
+        self._pulling = Outage(f"{sink.name}: cannot read the log", random=random, clock=clock)
+        self._storing = Outage(f"{sink.name}: cannot store records", random=random, clock=clock)
+        self._say_dead = Throttle(clock=clock)
+        self._say_aside = Throttle(clock=clock)
+        self._status = DrainStatus(sink.name)
+
+        self._waiting: deque[Message] = deque()  # pulled, not decoded
+        self._pieces: deque[Batch] = deque()  # to be tried before those
+        self._unsettled: list[Message] = []  # all that is pulled and neither acknowledged nor given back; replaced, never changed
+        self._pulled_at = 0.0
+        self._writing = False
+        self._aside: dict[Position, int] = {}  # records given back alone, and how often
+        self._fruitless = False  # a record was given back alone and nothing was stored since
+
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._life = threading.Lock()
+        name = f"skialith-{sink.name.replace('_', '-')}"
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._keeper = threading.Thread(target=self._keep, name=f"{name}-keep", daemon=True)
+        self._started = False
+
+    # ---- life
+
+    def start(self) -> None:
+        """Start the threads; does nothing if the drain was started or stopped before."""
+        with self._life:
+            if self._started or self._stopping.is_set():
+                return
+            self._started = True
+            self._thread.start()
+            self._keeper.start()
+
+    def stop(self, timeout: float) -> bool:
+        """Finish the running transaction and give back what is not committed, within ``timeout`` seconds.
+
+        Returns whether the threads ended. If not (the database hangs), their messages are given back all the same; should
+        that transaction still commit, its records are delivered again and found stored.
+        """
+        deadline = time.monotonic() + timeout
+        with self._life:
+            self._stopping.set()
+            threads = [self._thread, self._keeper] if self._started else []
+        if threads and threading.current_thread() is not self._thread:
+            self._thread.join(max(0.0, timeout))
+        self._ended.set()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if not any(thread.is_alive() for thread in threads):
+            return True
+        unsettled = self._unsettled
+        if unsettled:
+            log.warning(
+                "%s: stopped with %d records in a transaction that does not end; they stay in the log and are stored later",
+                self._sink.name,
+                len(unsettled),
+            )
+            self._source.nak(unsettled)
+        return False
+
+    def status(self) -> DrainStatus:
+        """A snapshot; any thread may ask."""
+        return replace(self._status, running=self._thread.is_alive())
+
+    def _main(self) -> None:
+        try:
+            self._prepare()
+            while not self._stopping.is_set():
+                try:
+                    self.step()
+                except Exception as error:
+                    # A bug. What is held is delivered again after the ack wait; this thread must not end.
+                    self._waiting.clear()
+                    self._pieces.clear()
+                    self._unsettled = []
+                    self._trouble(error, self._clock())
+                    self.pause(self._storing.pause())
+        finally:
+            self._ended.set()
+
+    def _prepare(self) -> None:
+        while not self._stopping.is_set():
+            began = self._clock()
+            try:
+                self._before_first()
+            except Exception as error:
+                self._trouble(error, began, database=True)
+                self.pause(self._storing.pause())
+            else:
+                self._database_is_back()
+                return
+
+    def _keep(self) -> None:
+        """The second thread: while a transaction runs long, its messages are not to be delivered again."""
+        while not self._ended.wait(_KEEP_SECONDS):
+            held = self._unsettled
+            if held and self._writing and self._clock() - self._pulled_at >= _KEEP_SECONDS:
+                try:
+                    self._source.in_progress(held)
+                except Exception:
+                    log.warning("%s: the ack wait of %d records was not renewed", self._sink.name, len(held), exc_info=True)
+
+    # ---- the seams, in the order of the path
+
+    def pull(self) -> list[Message]:
+        """The next messages, [] if there are none now."""
+        return self._source.pull(WRITER_BATCH_ROWS, WRITER_BATCH_BYTES, WRITER_LINGER_SECONDS, WRITER_POLL_SECONDS)
+
+    def decode(self, message: Message) -> Record | None:
+        """The record to be stored; None if there is nothing to store. Raises ``Undecodable``, or what ``Sink.load`` raises."""
+        return self._sink.load(decode(self._namespace, message), self._source)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """One transaction; committed when it returns."""
+        self._writing = True
+        try:
+            self._sink.write(records)
+        finally:
+            self._writing = False
+
+    def ack(self, messages: Sequence[Message]) -> None:
+        """Tell the log that these are done with."""
+        self._source.ack(messages)
+
+    def pause(self, seconds: float) -> bool:
+        """Wait, or return early with True when the drain is stopping."""
+        return self._stopping.wait(seconds)
+
+    # ---- one round
+
+    def step(self) -> None:
+        """One round: pull, then store and acknowledge, or give back, all that was pulled."""
+        began = self._clock()
+        try:
+            messages = self.pull()
+        except Exception as error:
+            self._pulling.failed(error, began)
+            self._note(error)
+            self.pause(self._pulling.pause())
+            return
+        self._pulling.over()
+        self._unsettled = messages
+        self._pulled_at = self._clock()
+        # Records that failed alone before are tried alone again, and last.
+        self._waiting.extend(sorted(messages, key=lambda message: message.position in self._aside) if self._aside else messages)
+        while not self._stopping.is_set() and (batch := self._next()) is not None:
+            began = self._clock()
+            try:
+                self.settle(batch)
+            except Exception as error:
+                self._failed(batch, error, began)
+            else:
+                self._settled(batch)
+        self._give_back()
+
+    def settle(self, batch: Batch) -> None:
+        """Store a batch, or bury what it holds, and only then acknowledge it."""
+        message = batch.messages[0]
+        if batch.refused is not None:
+            self._bury(message, (batch.rows() or [None])[0], batch.refused)
+        else:
+            if batch.records is None:
+                batch.records = [self.decode(message)]
+            if records := batch.rows():
+                self.write(records)
+        self.ack(batch.messages)
+
+    def _next(self) -> Batch | None:
+        """The next batch to be tried; decodes until it is full, so that large bodies are held one batch at a time."""
+        if self._pieces:
+            return self._pieces.popleft()
+        messages: list[Message] = []
+        records: list[Record | None] = []
+        size = 0
+        while self._waiting and size < WRITER_BATCH_BYTES:
+            message = self._waiting.popleft()
+            if message.position in self._aside:
+                self._pieces.append(Batch([message], None))
+                break
+            try:
+                record = self.decode(message)
+            except Exception:
+                # Tried again next, alone, where its error counts: the others are not to wait for it.
+                self._pieces.append(Batch([message], None))
+                break
+            messages.append(message)
+            records.append(record)
+            size += 0 if record is None else len(record.body or b"")
+        if messages:
+            return Batch(messages, records)
+        return self._pieces.popleft() if self._pieces else None
+
+    def _settled(self, batch: Batch) -> None:
+        rows = len(batch.rows())
+        if batch.refused is not None:
+            self._status = replace(self._status, dead_letters=self._status.dead_letters + 1)
+        elif rows:
+            self._status = replace(self._status, stored=self._status.stored + rows, batches=self._status.batches + 1)
+        if rows or batch.refused is not None:
+            self._database_is_back()
+            self._fruitless = False
+        if self._aside:
+            for message in batch.messages:
+                self._aside.pop(message.position, None)
+            self._status = replace(self._status, aside=len(self._aside))
+        self._forget(batch.messages)
+        try:
+            self._on_progress()
+        except Exception as error:
+            # The records are stored and acknowledged, so this must not try them again.
+            log.warning("%s: on_progress failed", self._sink.name, exc_info=True)
+            self._note(error)
+
+    # ---- failures
+
+    def _failed(self, batch: Batch, error: Exception, began: float) -> None:
+        """Decide what a failed try means: halve, bury, try again, give the record back alone, or give everything back."""
+        if isinstance(error, StoreDataError) and batch.refused is None:
+            if len(batch.messages) > 1:
+                self._halve(batch)
+                return
+            away = self._database_error()
+            if away is None:
+                self._refuse(batch, error)
+                return
+            error = away
+        if isinstance(error, Undecodable):
+            self._refuse(batch, error)
+            return
+        if isinstance(error, BodyMissing):
+            if self._aside.get(batch.messages[0].position, 0) + 1 >= WRITER_BODY_READS:
+                self._refuse(batch, error)
+            else:
+                self._set_aside(batch, error)
+            return
+        if batch.messages[0].position in self._aside and self._database_error() is None:
+            self._set_aside(batch, error)
+            return
+        self._try_again(batch, error, began)
+
+    def _try_again(self, batch: Batch, error: Exception, began: float) -> None:
+        """Anything but the data: the whole batch again, unless it is time to suspect it or to let go of it."""
+        self._trouble(error, began, database=isinstance(error, StoreUnavailable))
+        batch.losses += isinstance(error, StoreConnectionLost)
+        overdue = self._storing.seconds >= WRITER_GIVE_BACK_SECONDS
+        if overdue or batch.losses >= WRITER_CONNECTION_LOSSES:
+            if self._database_error() is None:
+                self._suspect(batch, error)
+                return
+            if overdue:
+                self._give_back()
+                self._wait_for_database()
+                return
+        self._pieces.appendleft(batch)
+        self.pause(self._storing.pause())
+
+    def _suspect(self, batch: Batch, error: Exception) -> None:
+        """The database answers and takes a probe, but not this batch: find the record that does it and go on without it."""
+        if len(batch.messages) > 1:
+            self._halve(batch)
+            return
+        batch.strikes += 1
+        if batch.strikes < 2:
+            self._pieces.appendleft(batch)
+            self.pause(self._storing.pause())
+            return
+        self._set_aside(batch, error)
+        if self._fruitless:
+            # The second one and nothing stored between: it is the database after all, so nothing is held while it lasts.
+            self._give_back()
+            self.pause(self._storing.pause())
+        self._fruitless = True
+
+    def _set_aside(self, batch: Batch, error: Exception) -> None:
+        """Give one record back for a growing while: never lost, and never in the way of the others."""
+        message = batch.messages[0]
+        times = self._aside.pop(message.position, 0) + 1
+        self._aside[message.position] = times
+        if len(self._aside) > WRITER_ASIDE_RECORDS:
+            del self._aside[next(iter(self._aside))]
+        delay = min(WRITER_ASIDE_FIRST_SECONDS * 2.0 ** min(times - 1, 30), WRITER_ASIDE_LONGEST_SECONDS)
+        self._note(error)
+        self._status = replace(self._status, aside=len(self._aside))
+        if count := self._say_aside.due():
+            log.warning(
+                "%s: %s at sequence %d cannot be stored though others can: %s. It stays in the log and is tried again in "
+                "%.0f s (%d such since the last of these lines, %d records wait so)",
+                self._sink.name,
+                message.subject,
+                message.position.seq,
+                error,
+                delay,
+                count,
+                len(self._aside),
+            )
+        self._source.nak([message], delay)
+        self._forget(batch.messages)
+
+    def _refuse(self, batch: Batch, error: Exception) -> None:
+        batch.refused = error
+        self._pieces.appendleft(batch)
+
+    def _bury(self, message: Message, record: Record | None, error: Exception) -> None:
+        letter = letter_for(self._sink.name, self._namespace, message, record, error)
+        kept = bury(letter, self._sink, self._source)
+        self._note(error)
+        if count := self._say_dead.due():
+            log.error(
+                "%s: %s at sequence %d is a dead letter, kept in the %s: %s (%d since the last of these lines; see "
+                "`skialith dead-letters list`)",
+                self._sink.name,
+                message.subject,
+                message.position.seq,
+                kept,
+                error,
+                count,
+            )
+
+    def _halve(self, batch: Batch) -> None:
+        self._pieces.extendleft(reversed(batch.halves()))
+
+    def _give_back(self) -> None:
+        """Let go of all that is pulled and not settled; other writers, or this one later, get it again."""
+        self._waiting.clear()
+        self._pieces.clear()
+        unsettled, self._unsettled = self._unsettled, []
+        if unsettled:
+            self._source.nak(unsettled)
+
+    def _wait_for_database(self) -> None:
+        """Hold nothing and ask now and then until the database answers and takes a probe."""
+        while not self.pause(self._storing.pause()):
+            began = self._clock()
+            error = self._database_error()
+            if error is None:
+                self._database_is_back()
+                return
+            self._trouble(error, began, database=True)
+
+    def _database_error(self) -> Exception | None:
+        """None if the database answers and takes a probe, else why not."""
+        try:
+            self._sink.ping()
+            self._sink.probe()
+        except Exception as error:
+            return error
+        return None
+
+    # ---- what is known of it
+
+    def _database_is_back(self) -> None:
+        self._storing.over()
+        if not self._status.database_ok:
+            self._status = replace(self._status, database_ok=True)
+
+    def _trouble(self, error: Exception, began: float, *, database: bool = False) -> None:
+        self._storing.failed(error, began)
+        self._note(error)
+        self._status = replace(
+            self._status,
+            retries=self._status.retries + 1,
+            database_ok=self._status.database_ok and not database,
+        )
+
+    def _note(self, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"[:ERROR_TEXT_CHARACTERS]
+        self._status = replace(self._status, last_error=text, last_error_at=datetime.now(timezone.utc))
+
+    def _forget(self, messages: Sequence[Message]) -> None:
+        if len(messages) == len(self._unsettled):
+            self._unsettled = []
+            return
+        done = {message.position for message in messages}
+        self._unsettled = [message for message in self._unsettled if message.position not in done]

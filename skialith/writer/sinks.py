@@ -1,0 +1,168 @@
+"""The two ends of a drain as Protocols, and the two sinks: rows of events and checkpoints, and rows of traces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .. import trace_json
+from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
+from ..errors import BodyMissing
+from ..records import DeadLetter, Kind, Message, Record, Trace
+
+
+class Source(Protocol):
+    """A consumer of the log. Blocking; one drain's two threads call it."""
+
+    def pull(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
+        """Up to ``rows`` messages or ``size`` bytes, at most ``linger`` s after the first; [] after ``wait`` s without one.
+
+        Raises ``WalError`` when the log cannot be reached. Fetches ahead: the next batch arrives while one is stored.
+        """
+
+    def ack(self, messages: Sequence[Message]) -> None:
+        """Acknowledge, fire and forget; passes over messages pulled on an older connection."""
+
+    def nak(self, messages: Sequence[Message], delay: float = 0.0) -> None:
+        """Give back, to be delivered again ``delay`` seconds from now; fire and forget as ``ack``."""
+
+    def in_progress(self, messages: Sequence[Message]) -> None:
+        """Start the messages' ack wait anew; fire and forget as ``ack``. Called from the drain's second thread."""
+
+    def read_body(self, record: Record) -> bytes:
+        """The body of a large record. Raises ``BodyMissing``, or ``WalError`` when the log cannot be reached."""
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
+
+
+class Sink(Protocol):
+    """Where a drain puts records. The errors are those of ``stores.base.Store``; every method may be called again."""
+
+    name: str
+    """``"writer"`` or ``"trace_ingest"``: the consumer, and ``DeadLetter.sink``."""
+
+    def load(self, record: Record, source: Source) -> Record | None:
+        """``record`` with all that ``write`` needs of it; None when there is nothing left to do but to acknowledge it.
+
+        Raises ``BodyMissing`` when its body is neither in the log nor in the database.
+        """
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Store ``records``, idempotently; they are committed when it returns."""
+
+    def ping(self) -> None:
+        """Return if the database answers."""
+
+    def probe(self) -> None:
+        """Return if the database takes a well-formed record now."""
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Store one dead letter, idempotently; it is committed when it returns."""
+
+
+class Database(Protocol):
+    """What both sinks need of a store; see ``stores.base.Store``."""
+
+    def write_dead_letter(self, letter: DeadLetter) -> None: ...
+
+    def ping(self) -> None: ...
+
+    def probe(self) -> None: ...
+
+
+class EventDatabase(Database, Protocol):
+    """What the event sink needs of a store."""
+
+    def write_records(self, records: Sequence[Record]) -> None: ...
+
+    def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
+
+
+class TraceDatabase(Database, Protocol):
+    """What the trace sink needs of a store."""
+
+    def write_traces(self, traces: Sequence[Trace]) -> None: ...
+
+
+class _DatabaseSink:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def ping(self) -> None:
+        self._database.ping()
+
+    def probe(self) -> None:
+        self._database.probe()
+
+    def bury(self, letter: DeadLetter) -> None:
+        self._database.write_dead_letter(letter)
+
+
+class EventSink(_DatabaseSink):
+    """Events and checkpoints, exactly as they were saved, into ``agent_events`` and ``agent_checkpoints``."""
+
+    name = "writer"
+
+    def __init__(self, store: EventDatabase) -> None:
+        super().__init__(store)
+        self._store = store
+
+    def load(self, record: Record, source: Source) -> Record | None:
+        """The record with its body, read from the log if it is large; None if it is stored and its body trimmed already."""
+        if record.manifest is None:
+            return record
+        try:
+            return record._replace(body=source.read_body(record))
+        except BodyMissing:
+            # Asked after the body was missed: whoever trimmed it had committed the record before.
+            if self._store.stored(record.namespace, [record.key]):
+                return None
+            raise
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Store ``records`` in one transaction."""
+        self._store.write_records(records)
+
+
+class TraceSink(_DatabaseSink):
+    """Events as JSON into ``agent_traces``. A large record's body is not fetched: a marker with its size stands for it."""
+
+    name = "trace_ingest"
+
+    def __init__(self, store: TraceDatabase) -> None:
+        super().__init__(store)
+        self._store = store
+
+    def load(self, record: Record, source: Source) -> Record | None:
+        """The record as it is; None for anything but an event."""
+        return record if record.kind == Kind.EVENT else None
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Store the records' traces: one transaction, or several where compressed payloads are large as JSON."""
+        traces: list[Trace] = []
+        size = 0
+        for record in records:
+            trace = trace_of(record)
+            traces.append(trace)
+            size += len(trace.payload_json)
+            if size >= WRITER_BATCH_BYTES:
+                self._store.write_traces(traces)
+                traces, size = [], 0
+        if traces:
+            self._store.write_traces(traces)
+
+
+def trace_of(record: Record) -> Trace:
+    """The row of ``agent_traces`` for an event; its event type is cut at ``MAX_EVENT_TYPE_CHARACTERS``."""
+    return Trace(
+        key=record.key,
+        namespace=record.namespace,
+        agent_id=record.agent_id,
+        event_id=record.record_id,
+        step_index=record.step_index,
+        event_type=record.event_type[:MAX_EVENT_TYPE_CHARACTERS],
+        payload_json=trace_json.of_record(record),
+        created_us=record.created_us,
+        position=record.position,
+    )
