@@ -39,17 +39,18 @@ _inherited: list[object] = []
 connections."""
 
 
-def acquire(config: Config) -> Runtime:
+def acquire(config: Config, *, create: bool = True) -> Runtime:
     """The running runtime of these settings, started if need be; give it back with ``Runtime.release``.
 
-    Raises ``ConfigurationError`` or ``WalUnavailable`` within the settings' timeout.
+    Raises ``ConfigurationError`` or ``WalUnavailable`` within the settings' timeout; without ``create`` a ``WalError`` when
+    the namespace has no log yet.
     """
     _refuse_green_threads()
     with _lock:
         runtime = _registry.get(config)
         if runtime is None:
             runtime = Runtime(config)
-            runtime.start()
+            runtime.start(create)
             _registry[config] = runtime
         runtime.users += 1
         return runtime
@@ -86,14 +87,14 @@ class Runtime:
         self._since = NOWHERE
         self._agents: set[str] = set()
 
-    def start(self) -> None:
+    def start(self, create: bool = True) -> None:
         deadline = time.monotonic() + self.config.timeout
         wal_bytes = None
         if self._local is not None:
             wal_bytes = self._local.acquire(self.config.timeout).wal_bytes
-        self.wal = Wal(self.config, self._find_url, wal_bytes)
+        self.wal = Wal(self.config, self.find_url, wal_bytes)
         try:
-            self.wal.open(max(1.0, deadline - time.monotonic()))
+            self.wal.open(max(1.0, deadline - time.monotonic()), create)
             self._since = self.wal.end(deadline)
             if self.config.writer == "on":
                 self._start_writer()
@@ -101,7 +102,8 @@ class Runtime:
             self.close(flush=False)
             raise
 
-    def _find_url(self) -> str:
+    def find_url(self) -> str:
+        """URL of the log's server with its credentials; an embedded server that died is started again."""
         if self._local is not None:
             return self._local.ensure(self.config.timeout).url
         return self.config.nats_url or ""

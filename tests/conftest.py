@@ -1,5 +1,6 @@
 """Fixtures that every folder of tests may use."""
 
 from .fixtures.nats_plugin import nats_server, nats_url
+from .fixtures.wal import open_wal
 
-__all__ = ["nats_server", "nats_url"]
+__all__ = ["nats_server", "nats_url", "open_wal"]

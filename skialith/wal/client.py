@@ -26,6 +26,7 @@ from .lease import Leases
 from .lane import Ticket
 from .log import Log
 from .loop import LoopThread
+from .power import check_syncing
 from .read import Reader
 from .source import ConsumerSource
 from .stream import TRACE_INGEST, WRITER, Stream
@@ -41,12 +42,16 @@ _FLUSH_LONGEST_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ConsumerLag:
-    """How far a consumer is behind. ``oldest_seconds``: age of the oldest record it has not acknowledged, 0 if none."""
+    """How far a consumer is behind. ``oldest_seconds``: age of the oldest record it has not acknowledged, 0 if none.
+
+    ``pulls``: open pull requests; 0 means that no writer is asking for records now.
+    """
 
     name: str
     records: int
     in_flight: int
     oldest_seconds: float
+    pulls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +89,26 @@ class Wal:
         self.reader: Reader
         self.dead: DeadLetters
 
-    def open(self, timeout: float) -> None:
-        """Connect and provision within ``timeout`` seconds. Raises ``ConfigurationError`` or ``WalUnavailable``."""
+    def open(self, timeout: float, create: bool = True) -> None:
+        """Connect and provision within ``timeout`` seconds. Raises ``ConfigurationError`` or ``WalUnavailable``.
+
+        Without ``create`` a log that is not there stays so and is a ``WalError``.
+        """
         self._thread.start()
         try:
-            self._thread.call(self._open(time.monotonic() + timeout), timeout + _GRACE_SECONDS)
+            self._thread.call(self._open(time.monotonic() + timeout, create), timeout + _GRACE_SECONDS)
         except BaseException:
             self.close()
             raise
 
-    async def _open(self, deadline: float) -> None:
+    async def _open(self, deadline: float, create: bool) -> None:
         self.connection = Connection(self._config, self._url)
         await self.connection.connect(max(0.1, deadline - time.monotonic()))
+        if self._config.durability == "power" and not self._config.embedded:
+            server_id = self.connection.server_id
+            await asyncio.get_running_loop().run_in_executor(None, check_syncing, self._config, server_id)
         self.stream = Stream(self._config, self.connection, self._wal_bytes)
-        await self.stream.provision(deadline)
+        await self.stream.provision(deadline, create)
         leases = Leases(self.connection, self.stream, self._config.lease_seconds)
         self.reader = Reader(self.connection, self.stream)
         self.log = Log(self.connection, self.stream, leases, self.reader)
@@ -238,6 +249,7 @@ class Wal:
             info["num_pending"] + info["num_ack_pending"],
             info["num_ack_pending"],
             age,
+            info.get("num_waiting", 0),
         )
 
     # ---- life

@@ -49,6 +49,7 @@ from .local_files import (
     Flock,
     LocalAddress,
     State,
+    forks_wait,
     free_port,
     is_free,
     recorded_pid,
@@ -310,15 +311,16 @@ class LocalServer:
         script = os.path.abspath(local_watch.__file__)
         log = os.open(self._directory / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            process = subprocess.Popen(
-                [_interpreter(), "-I", "-S", script, role, str(lock.fd), *arguments],
-                cwd=self._directory,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                pass_fds=(lock.fd,),
-                start_new_session=True,  # a Ctrl-C in the user's terminal is not for the server
-            )
+            with forks_wait:  # a child forked meanwhile keeps Popen's pipes open, and Popen waits for their end
+                process = subprocess.Popen(
+                    [_interpreter(), "-I", "-S", script, role, str(lock.fd), *arguments],
+                    cwd=self._directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    pass_fds=(lock.fd,),
+                    start_new_session=True,  # a Ctrl-C in the user's terminal is not for the server
+                )
         finally:
             os.close(log)
         with process:

@@ -119,7 +119,7 @@ class Flock:
     @classmethod
     def take(cls, path: Path, *, shared: bool = False) -> Flock | None:
         """Lock the file at ``path``, made if there is none; None if somebody else holds it. Never waits."""
-        with _forks:
+        with forks_wait:
             lock = cls(path, os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             _held.add(lock)
         try:
@@ -140,7 +140,7 @@ class Flock:
             return False
 
     def close(self) -> None:
-        with _forks:
+        with forks_wait:
             if self.fd >= 0:
                 os.close(self.fd)
             self.fd = -1
@@ -156,7 +156,8 @@ class Flock:
 
 
 _held: set[Flock] = set()
-_forks = threading.RLock()
+forks_wait = threading.RLock()
+"""Held where a fork in another thread would catch descriptors that nobody may inherit; ``os.fork`` waits for it."""
 
 
 def _after_fork_in_child() -> None:
@@ -164,11 +165,13 @@ def _after_fork_in_child() -> None:
         os.close(lock.fd)
         lock.fd = -1
     _held.clear()
-    _forks.release()
+    forks_wait.release()
 
 
 if sys.platform != "win32":
-    os.register_at_fork(before=_forks.acquire, after_in_parent=_forks.release, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=forks_wait.acquire, after_in_parent=forks_wait.release, after_in_child=_after_fork_in_child
+    )
 
 
 def recorded_pid(directory: Path) -> int:

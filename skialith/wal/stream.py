@@ -17,7 +17,7 @@ from ..config import (
     STREAM_FULL_SHARE,
     Config,
 )
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, WalError
 from .api import Api, ApiError, time_ns
 from .transport import Connection
 
@@ -112,14 +112,15 @@ class Stream:
 
     # ---- provisioning
 
-    async def provision(self, deadline: float) -> None:
+    async def provision(self, deadline: float, create: bool = True) -> None:
         """Create or check stream and consumers; any number of processes may do this at once.
 
-        Raises ``ConfigurationError`` naming the fix, or ``WalUnavailable``.
+        Raises ``ConfigurationError`` naming the fix, or ``WalUnavailable``. Without ``create`` a stream that is not there is
+        a ``WalError``: who only looks must not reserve space for a mistyped namespace.
         """
         self._check_server()
         try:
-            info = await self._ensure_stream(self.name, self._settings(), deadline)
+            info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
             config = info["config"]
             self.max_bytes = config["max_bytes"]
@@ -181,12 +182,19 @@ class Stream:
             "metadata": {},
         }
 
-    async def _ensure_stream(self, name: str, settings: dict[str, Any], deadline: float) -> dict[str, Any]:
+    async def _ensure_stream(
+        self, name: str, settings: dict[str, Any], deadline: float, create: bool = True
+    ) -> dict[str, Any]:
         try:
             info = await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
         except ApiError as error:
             if error.code != _STREAM_NOT_FOUND:
                 raise
+            if not create:
+                raise WalError(
+                    f"the namespace {self.namespace!r} has no log on this server: nothing was saved under it yet. Check "
+                    "the namespace (--namespace, SKIALITH_NAMESPACE), or save something first"
+                ) from error
             # Sequences start at the clock, so that they stay monotone when a stream is wiped and made again.
             first = {**settings, "first_seq": time.time_ns() // 1000}
             try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -14,9 +13,6 @@ from random import Random
 from ..config import (
     ACK_WAIT_SECONDS,
     ERROR_TEXT_CHARACTERS,
-    WRITER_ASIDE_FIRST_SECONDS,
-    WRITER_ASIDE_LONGEST_SECONDS,
-    WRITER_ASIDE_RECORDS,
     WRITER_BATCH_BYTES,
     WRITER_BATCH_ROWS,
     WRITER_BODY_READS,
@@ -26,9 +22,10 @@ from ..config import (
     WRITER_POLL_SECONDS,
 )
 from ..errors import BodyMissing, StoreConnectionLost, StoreDataError, StoreUnavailable
-from ..records import Message, Position, Record
+from ..records import Message, Record
 from .batch import Batch, Undecodable, decode
 from .dead_letters import bury, letter_for
+from .held import Aside, Held
 from .outage import Outage, Throttle
 from .sinks import Sink, Source
 
@@ -36,6 +33,8 @@ log = logging.getLogger("skialith.writer")
 
 _KEEP_SECONDS = ACK_WAIT_SECONDS / 3
 """How often the ack wait of a running transaction's messages is started anew."""
+_KEEPER_GRACE_SECONDS = 0.1
+"""The second thread ends at once when told to, even if the first one used up the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +94,10 @@ class Drain:
         self._say_aside = Throttle(clock=clock)
         self._status = DrainStatus(sink.name)
 
-        self._waiting: deque[Message] = deque()  # pulled, not decoded
-        self._pieces: deque[Batch] = deque()  # to be tried before those
-        self._unsettled: list[Message] = []  # all that is pulled and neither acknowledged nor given back; replaced, never changed
+        self._aside = Aside()
+        self._held = Held(self._aside)
         self._pulled_at = 0.0
         self._writing = False
-        self._aside: dict[Position, int] = {}  # records given back alone, and how often
         self._fruitless = False  # a record was given back alone and nothing was stored since
 
         self._stopping = threading.Event()
@@ -109,38 +106,35 @@ class Drain:
         name = f"skialith-{sink.name.replace('_', '-')}"
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._keeper = threading.Thread(target=self._keep, name=f"{name}-keep", daemon=True)
-        self._started = False
 
     # ---- life
 
     def start(self) -> None:
         """Start the threads; does nothing if the drain was started or stopped before."""
         with self._life:
-            if self._started or self._stopping.is_set():
-                return
-            self._started = True
-            self._thread.start()
-            self._keeper.start()
+            if self._thread.ident is None and not self._stopping.is_set():
+                self._thread.start()
+                self._keeper.start()
 
     def stop(self, timeout: float) -> bool:
         """Finish the running transaction and give back what is not committed, within ``timeout`` seconds.
 
-        Returns whether the threads ended. If not (the database hangs), their messages are given back all the same; should
-        that transaction still commit, its records are delivered again and found stored.
+        Returns whether the drain's thread ended. If not (the database hangs), its messages are given back all the same:
+        should that transaction still commit, its records are delivered again and found stored.
         """
         deadline = time.monotonic() + timeout
         with self._life:
             self._stopping.set()
-            threads = [self._thread, self._keeper] if self._started else []
-        if threads and threading.current_thread() is not self._thread:
-            self._thread.join(max(0.0, timeout))
+        if threading.current_thread() is self._thread:
+            return False
+        if self._thread.is_alive():
+            self._thread.join(timeout)
         self._ended.set()
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-        if not any(thread.is_alive() for thread in threads):
+        if self._keeper.is_alive():
+            self._keeper.join(max(_KEEPER_GRACE_SECONDS, deadline - time.monotonic()))
+        if not self._thread.is_alive():
             return True
-        unsettled = self._unsettled
+        unsettled = self._held.unsettled
         if unsettled:
             log.warning(
                 "%s: stopped with %d records in a transaction that does not end; they stay in the log and are stored later",
@@ -162,9 +156,7 @@ class Drain:
                     self.step()
                 except Exception as error:
                     # A bug. What is held is delivered again after the ack wait; this thread must not end.
-                    self._waiting.clear()
-                    self._pieces.clear()
-                    self._unsettled = []
+                    self._held.let_go()
                     self._trouble(error, self._clock())
                     self.pause(self._storing.pause())
         finally:
@@ -185,12 +177,14 @@ class Drain:
     def _keep(self) -> None:
         """The second thread: while a transaction runs long, its messages are not to be delivered again."""
         while not self._ended.wait(_KEEP_SECONDS):
-            held = self._unsettled
+            held = self._held.unsettled
             if held and self._writing and self._clock() - self._pulled_at >= _KEEP_SECONDS:
                 try:
                     self._source.in_progress(held)
                 except Exception:
-                    log.warning("%s: the ack wait of %d records was not renewed", self._sink.name, len(held), exc_info=True)
+                    log.warning(
+                        "%s: the ack wait of %d records was not renewed", self._sink.name, len(held), exc_info=True
+                    )
 
     # ---- the seams, in the order of the path
 
@@ -231,11 +225,9 @@ class Drain:
             self.pause(self._pulling.pause())
             return
         self._pulling.over()
-        self._unsettled = messages
+        self._held.take(messages)
         self._pulled_at = self._clock()
-        # Records that failed alone before are tried alone again, and last.
-        self._waiting.extend(sorted(messages, key=lambda message: message.position in self._aside) if self._aside else messages)
-        while not self._stopping.is_set() and (batch := self._next()) is not None:
+        while not self._stopping.is_set() and (batch := self._held.next(self.decode)) is not None:
             began = self._clock()
             try:
                 self.settle(batch)
@@ -249,38 +241,13 @@ class Drain:
         """Store a batch, or bury what it holds, and only then acknowledge it."""
         message = batch.messages[0]
         if batch.refused is not None:
-            self._bury(message, (batch.rows() or [None])[0], batch.refused)
+            self._bury(message, next(iter(batch.rows()), None), batch.refused)
         else:
             if batch.records is None:
                 batch.records = [self.decode(message)]
             if records := batch.rows():
                 self.write(records)
         self.ack(batch.messages)
-
-    def _next(self) -> Batch | None:
-        """The next batch to be tried; decodes until it is full, so that large bodies are held one batch at a time."""
-        if self._pieces:
-            return self._pieces.popleft()
-        messages: list[Message] = []
-        records: list[Record | None] = []
-        size = 0
-        while self._waiting and size < WRITER_BATCH_BYTES:
-            message = self._waiting.popleft()
-            if message.position in self._aside:
-                self._pieces.append(Batch([message], None))
-                break
-            try:
-                record = self.decode(message)
-            except Exception:
-                # Tried again next, alone, where its error counts: the others are not to wait for it.
-                self._pieces.append(Batch([message], None))
-                break
-            messages.append(message)
-            records.append(record)
-            size += 0 if record is None else len(record.body or b"")
-        if messages:
-            return Batch(messages, records)
-        return self._pieces.popleft() if self._pieces else None
 
     def _settled(self, batch: Batch) -> None:
         rows = len(batch.rows())
@@ -292,10 +259,9 @@ class Drain:
             self._database_is_back()
             self._fruitless = False
         if self._aside:
-            for message in batch.messages:
-                self._aside.pop(message.position, None)
+            self._aside.forget(batch.messages)
             self._status = replace(self._status, aside=len(self._aside))
-        self._forget(batch.messages)
+        self._held.settled(batch.messages)
         try:
             self._on_progress()
         except Exception as error:
@@ -309,7 +275,7 @@ class Drain:
         """Decide what a failed try means: halve, bury, try again, give the record back alone, or give everything back."""
         if isinstance(error, StoreDataError) and batch.refused is None:
             if len(batch.messages) > 1:
-                self._halve(batch)
+                self._held.halve(batch)
                 return
             away = self._database_error()
             if away is None:
@@ -320,12 +286,12 @@ class Drain:
             self._refuse(batch, error)
             return
         if isinstance(error, BodyMissing):
-            if self._aside.get(batch.messages[0].position, 0) + 1 >= WRITER_BODY_READS:
+            if self._aside.times(batch.messages[0]) + 1 >= WRITER_BODY_READS:
                 self._refuse(batch, error)
             else:
                 self._set_aside(batch, error)
             return
-        if batch.messages[0].position in self._aside and self._database_error() is None:
+        if len(batch.messages) == 1 and batch.messages[0] in self._aside and self._database_error() is None:
             self._set_aside(batch, error)
             return
         self._try_again(batch, error, began)
@@ -343,17 +309,17 @@ class Drain:
                 self._give_back()
                 self._wait_for_database()
                 return
-        self._pieces.appendleft(batch)
+        self._held.again(batch)
         self.pause(self._storing.pause())
 
     def _suspect(self, batch: Batch, error: Exception) -> None:
         """The database answers and takes a probe, but not this batch: find the record that does it and go on without it."""
         if len(batch.messages) > 1:
-            self._halve(batch)
+            self._held.halve(batch)
             return
         batch.strikes += 1
         if batch.strikes < 2:
-            self._pieces.appendleft(batch)
+            self._held.again(batch)
             self.pause(self._storing.pause())
             return
         self._set_aside(batch, error)
@@ -361,16 +327,14 @@ class Drain:
             # The second one and nothing stored between: it is the database after all, so nothing is held while it lasts.
             self._give_back()
             self.pause(self._storing.pause())
-        self._fruitless = True
+        else:
+            self._fruitless = True
+            self._database_is_back()
 
     def _set_aside(self, batch: Batch, error: Exception) -> None:
         """Give one record back for a growing while: never lost, and never in the way of the others."""
         message = batch.messages[0]
-        times = self._aside.pop(message.position, 0) + 1
-        self._aside[message.position] = times
-        if len(self._aside) > WRITER_ASIDE_RECORDS:
-            del self._aside[next(iter(self._aside))]
-        delay = min(WRITER_ASIDE_FIRST_SECONDS * 2.0 ** min(times - 1, 30), WRITER_ASIDE_LONGEST_SECONDS)
+        delay = self._aside.add(message)
         self._note(error)
         self._status = replace(self._status, aside=len(self._aside))
         if count := self._say_aside.due():
@@ -386,11 +350,11 @@ class Drain:
                 len(self._aside),
             )
         self._source.nak([message], delay)
-        self._forget(batch.messages)
+        self._held.settled(batch.messages)
 
     def _refuse(self, batch: Batch, error: Exception) -> None:
         batch.refused = error
-        self._pieces.appendleft(batch)
+        self._held.again(batch)
 
     def _bury(self, message: Message, record: Record | None, error: Exception) -> None:
         letter = letter_for(self._sink.name, self._namespace, message, record, error)
@@ -408,15 +372,9 @@ class Drain:
                 count,
             )
 
-    def _halve(self, batch: Batch) -> None:
-        self._pieces.extendleft(reversed(batch.halves()))
-
     def _give_back(self) -> None:
         """Let go of all that is pulled and not settled; other writers, or this one later, get it again."""
-        self._waiting.clear()
-        self._pieces.clear()
-        unsettled, self._unsettled = self._unsettled, []
-        if unsettled:
+        if unsettled := self._held.let_go():
             self._source.nak(unsettled)
 
     def _wait_for_database(self) -> None:
@@ -457,10 +415,3 @@ class Drain:
     def _note(self, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"[:ERROR_TEXT_CHARACTERS]
         self._status = replace(self._status, last_error=text, last_error_at=datetime.now(timezone.utc))
-
-    def _forget(self, messages: Sequence[Message]) -> None:
-        if len(messages) == len(self._unsettled):
-            self._unsettled = []
-            return
-        done = {message.position for message in messages}
-        self._unsettled = [message for message in self._unsettled if message.position not in done]

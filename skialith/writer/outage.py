@@ -40,9 +40,7 @@ class Outage:
     ``what`` completes "cannot ...": ``"writer: cannot reach the log"``.
     """
 
-    def __init__(
-        self, what: str, *, random: Random | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, what: str, *, random: Random | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
         self._clock = clock
         self._backoff = Backoff(random=random)

@@ -150,25 +150,27 @@ def test_a_server_that_hangs_is_killed_after_its_last_user(place: Path) -> None:
 def test_forks_while_starting_keep_no_lock(place: Path, dice: random.Random) -> None:
     children: list[int] = []
     hold, let_go = os.pipe()
-    for _ in range(3 * FACTOR):
-        server = local_server(place)
-        starting = threading.Thread(target=server.acquire, args=(TIMEOUT,))
-        starting.start()
-        for _ in range(4):
-            time.sleep(dice.uniform(0, 0.01))
-            child = os.fork()
-            if child == 0:
-                os.close(let_go)
-                os.read(hold, 1)  # lives on with whatever it inherited
-                os._exit(0)
-            children.append(child)
-        starting.join()
-        server.release()
-        wait_gone(place)
-    os.close(let_go)
-    for child in children:
-        os.waitpid(child, 0)
-    os.close(hold)
+    try:
+        for _ in range(6 * FACTOR):
+            server = local_server(place)
+            starting = threading.Thread(target=server.acquire, args=(TIMEOUT,))
+            starting.start()
+            while starting.is_alive():
+                time.sleep(dice.uniform(0, 0.01))
+                child = os.fork()
+                if child == 0:
+                    os.close(let_go)
+                    os.read(hold, 1)  # lives on with whatever it inherited
+                    os._exit(0)
+                children.append(child)
+            server.ensure(TIMEOUT)
+            server.release()
+            wait_gone(place)
+    finally:
+        os.close(let_go)
+        for child in children:
+            os.waitpid(child, 0)
+        os.close(hold)
 
 
 def signal_quietly(pid: int, number: signal.Signals) -> None:

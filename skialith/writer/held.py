@@ -1,0 +1,112 @@
+"""What a drain holds of one pull, and what it remembers of records that it gave back alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ..config import (
+    WRITER_ASIDE_FIRST_SECONDS,
+    WRITER_ASIDE_LONGEST_SECONDS,
+    WRITER_ASIDE_RECORDS,
+    WRITER_BATCH_BYTES,
+)
+from ..records import Message, Position, Record
+from .batch import Batch
+
+
+class Aside:
+    """Records that could not be stored alone though others could: how often each was given back, the last ones only."""
+
+    def __init__(self) -> None:
+        self._times: dict[Position, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __contains__(self, message: Message) -> bool:
+        return message.position in self._times
+
+    def times(self, message: Message) -> int:
+        """How often it was given back alone."""
+        return self._times.get(message.position, 0)
+
+    def add(self, message: Message) -> float:
+        """Remember it once more; returns for how many seconds to give it back."""
+        times = self._times.pop(message.position, 0) + 1
+        self._times[message.position] = times
+        if len(self._times) > WRITER_ASIDE_RECORDS:
+            del self._times[next(iter(self._times))]
+        return min(WRITER_ASIDE_FIRST_SECONDS * 2.0 ** min(times - 1, 30), WRITER_ASIDE_LONGEST_SECONDS)
+
+    def forget(self, messages: Sequence[Message]) -> None:
+        """They are settled."""
+        if self._times:
+            for message in messages:
+                self._times.pop(message.position, None)
+
+
+class Held:
+    """The messages of one pull that are neither acknowledged nor given back, and the batches they are tried in.
+
+    ``unsettled``: all of them. It is replaced and never changed, so that other threads may read it.
+    """
+
+    def __init__(self, aside: Aside) -> None:
+        self.unsettled: list[Message] = []
+        self._aside = aside
+        self._waiting: deque[Message] = deque()
+        self._pieces: deque[Batch] = deque()
+
+    def take(self, messages: list[Message]) -> None:
+        """Hold what was pulled; records that failed alone before come last, to be tried alone again."""
+        self.unsettled = messages
+        self._waiting.extend(sorted(messages, key=self._aside.__contains__) if self._aside else messages)
+
+    def next(self, decode: Callable[[Message], Record | None]) -> Batch | None:
+        """The next batch to be tried, None at the end; decodes until it is full, so large bodies are held one batch at a time."""
+        if self._pieces:
+            return self._pieces.popleft()
+        messages: list[Message] = []
+        records: list[Record | None] = []
+        size = 0
+        while self._waiting and size < WRITER_BATCH_BYTES:
+            message = self._waiting.popleft()
+            if message in self._aside:
+                self._pieces.append(Batch([message], None))
+                break
+            try:
+                record = decode(message)
+            except Exception:
+                # Decoded again next, alone, where its error counts: the others are not to wait for it.
+                self._pieces.append(Batch([message], None))
+                break
+            messages.append(message)
+            records.append(record)
+            size += 0 if record is None else len(record.body or b"")
+        if messages:
+            return Batch(messages, records)
+        return self._pieces.popleft() if self._pieces else None
+
+    def again(self, batch: Batch) -> None:
+        """Try ``batch`` again before anything else."""
+        self._pieces.appendleft(batch)
+
+    def halve(self, batch: Batch) -> None:
+        """Try the halves of ``batch`` before anything else."""
+        self._pieces.extendleft(reversed(batch.halves()))
+
+    def settled(self, messages: Sequence[Message]) -> None:
+        """These are acknowledged or given back."""
+        if len(messages) == len(self.unsettled):
+            self.unsettled = []
+            return
+        done = {id(message) for message in messages}
+        self.unsettled = [message for message in self.unsettled if id(message) not in done]
+
+    def let_go(self) -> list[Message]:
+        """Hold nothing any more; returns what was held."""
+        unsettled, self.unsettled = self.unsettled, []
+        self._waiting.clear()
+        self._pieces.clear()
+        return unsettled
