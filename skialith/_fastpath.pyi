@@ -1,11 +1,15 @@
 """The wire in C: record keys, subject tokens, the record's msgpack form, publish frames, PubAcks and ack subjects.
 
-Text arguments must be real Unicode: a lone surrogate raises ``UnicodeEncodeError`` (a ``ValueError``) everywhere. An
-integer that does not fit the stated range raises ``OverflowError`` or ``ValueError``. Nothing here blocks or keeps state.
+Text arguments must be real Unicode: a lone surrogate raises ``UnicodeEncodeError`` (a ``ValueError``) everywhere.
+An integer that does not fit the stated range raises ``OverflowError`` or ``ValueError``. Nothing here blocks or
+keeps state.
 """
 
 def event_key(namespace: str, agent_id: str, event_id: str) -> bytes:
-    """The 16-byte identity of an event: BLAKE2b-128 of the three texts in UTF-8, each behind its length (4 bytes, big-endian)."""
+    """The 16-byte identity of an event: BLAKE2b-128 of the three texts in UTF-8.
+
+    Each text stands behind its length in bytes, 4 bytes big-endian.
+    """
 
 def subject_token(agent_id: str) -> str:
     """One subject token, 1 to 200 of ``A-Z a-z 0-9 _ - % ~``, a different one for each id.
@@ -60,8 +64,8 @@ def record_headers(msg_id: bytes, expected_last: int | None = None, expected_sub
 def parse_puback(data: bytes) -> tuple[int, bool, str, int, int, str, int]:
     """``(seq, duplicate, stream, err_code, code, description, batch_count)`` of a PubAck.
 
-    A refusal has ``err_code`` or ``code`` set (``seq`` is 0 unless the server sent one); a success has both 0 and ``seq``
-    at least 1. Raises ``ValueError`` if it is neither.
+    A refusal has ``err_code`` or ``code`` set (``seq`` is 0 unless the server sent one); a success has both 0 and
+    ``seq`` at least 1. Raises ``ValueError`` if it is neither.
     """
 
 def parse_ack_subject(reply: str | bytes) -> tuple[int, int, int, int]:
@@ -72,8 +76,9 @@ def parse_ack_subject(reply: str | bytes) -> tuple[int, int, int, int]:
     """
 
 def scan_payload(data: bytes, max_depth: int) -> bool:
-    """Whether one msgpack value is plain: every map key is text and nothing is an extension. Linear, about 2 ns a value.
+    """Whether one msgpack value is plain: every map key is text and nothing is an extension.
 
-    ``max_depth``: deepest nesting of lists and maps let through, 0 to 1024. Raises ``ValueError`` for what is deeper,
-    cut short, or followed by more bytes. Does not look inside text, so invalid UTF-8 passes.
+    Linear, about 2 ns a value. ``max_depth``: deepest nesting of lists and maps let through, 0 to 1024. Raises
+    ``ValueError`` for what is deeper, cut short, or followed by more bytes. Does not look inside text, so invalid UTF-8
+    passes.
     """

@@ -522,9 +522,9 @@ cdef tuple _puback_from_json(bytes data):
 
 
 cdef object _field(dict source, str name, type kind, object default, bytes data):
-    value = source.get(name, default)
-    if value is default:
+    if name not in source:
         return default
+    value = source[name]
     if type(value) is not kind or (kind is int and not 0 <= value <= UINT64_MAX):
         raise ValueError(f"PubAck: {name} is not {kind.__name__} in range: {data[:80]!r}")
     return value

@@ -97,7 +97,7 @@ WRITER_CONNECTION_LOSSES = 2
 """A batch that loses the connection this often while the database answers is halved."""
 WRITER_ASIDE_FIRST_SECONDS = 1.0
 """A record that alone cannot be stored now, though others can, is given back for this long; doubled each time."""
-WRITER_ASIDE_LONGEST_SECONDS = 300.0
+WRITER_ASIDE_LONGEST_SECONDS = 60.0
 """Longest time a record that cannot be stored now is given back for."""
 WRITER_ASIDE_RECORDS = 10_000
 """Records given back alone that one writer remembers, to try them alone when they return."""

@@ -54,7 +54,9 @@ def find(value: Any, argument: str, pack: Pack, unpack: Unpack) -> Fault | None:
             continue
         del open_ids[id(node)]
         if not isinstance(node, (dict, list, tuple)):
-            reason = _leaf_fault(node, pack, unpack)  # every part is fine and the object is not: an unset field, for one
+            reason = _leaf_fault(
+                node, pack, unpack
+            )  # every part is fine and the object is not: an unset field, for one
             if reason is not None:
                 return _cut(path), reason
     return None
@@ -130,8 +132,10 @@ def _step(key: Any) -> str:
 
 def _short(value: Any, *, quote: bool = False) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=not value.isprintable()) if quote and isinstance(value, str) else repr(value)
-    except Exception:  # a foreign __repr__ must not replace the fault that is being reported
+        text = (
+            json.dumps(value, ensure_ascii=not value.isprintable()) if quote and isinstance(value, str) else repr(value)
+        )
+    except Exception:  # noqa: BLE001 - a foreign __repr__ must not replace the fault that is being reported
         text = f"<{type(value).__name__}>"
     return text if len(text) <= _KEY_CHARACTERS else f"{text[: _KEY_CHARACTERS - 4]}...{text[-1]}"
 
@@ -141,5 +145,3 @@ def _cut(path: str) -> str:
         return path
     half = _PATH_CHARACTERS // 2
     return f"{path[:half]}...{path[-half:]}"
-
-

@@ -28,7 +28,8 @@ def encode(value: Any, argument: str = "data") -> bytes:
     ``MAX_PAYLOAD_DEPTH``, a value that holds itself, keys that become the same key.
 
     Cost: one ormsgpack call and one linear scan (half as long) when all keys are ``str``. Other keys can collide once
-    converted (``{date(2020, 1, 1): 1, "2020-01-01": 2}``), so such a payload is also read back, four to six times the cost.
+    converted (``{date(2020, 1, 1): 1, "2020-01-01": 2}``), so such a payload is also read back: four to six times the
+    cost.
     """
     try:
         body = ormsgpack.packb(value, default=_numpy, option=_TEXT_KEYS)
@@ -81,8 +82,8 @@ def _numpy(value: Any) -> ormsgpack.Fragment:
 def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> tuple[Codec, bytes]:
     """A record's codec and body: :func:`encode`, then zstd above ``COMPRESS_ABOVE_BYTES`` if that is smaller.
 
-    Raises what :func:`encode` raises, and :class:`~skialith.errors.RecordTooLarge` if the encoded size before compression
-    is over ``limit`` bytes; nothing was sent.
+    Raises what :func:`encode` raises, and :class:`~skialith.errors.RecordTooLarge` if the encoded size before
+    compression is over ``limit`` bytes; nothing was sent.
     """
     body = encode(value, argument)
     size = len(body)
@@ -103,8 +104,8 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
 def decode(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> Any:
     """The value of a record's body: what :func:`encode` was given, up to the mapping in docs/PAYLOADS.md.
 
-    ``limit``: largest decompressed size in bytes that is let through. Raises ``ValueError`` saying what is wrong with the
-    body; the record itself is as durable as before.
+    ``limit``: largest decompressed size in bytes that is let through. Raises ``ValueError`` saying what is wrong with
+    the body; the record itself is as durable as before.
     """
     body = uncompressed(codec, body, limit)
     _fastpath.scan_payload(body, _DECODE_DEPTH)  # ormsgpack ignores bytes behind the value
@@ -115,7 +116,10 @@ def decode(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> Any:
 
 
 def uncompressed(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """The msgpack of a record's body. Raises ``ValueError`` for an unknown codec, a corrupt frame, a size over ``limit``."""
+    """The msgpack of a record's body.
+
+    Raises ``ValueError`` for an unknown codec, a corrupt frame, a size over ``limit`` bytes.
+    """
     if codec == Codec.MSGPACK:
         return body
     if codec != Codec.ZSTD_MSGPACK:

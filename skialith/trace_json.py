@@ -41,19 +41,21 @@ def of_record(record: Record) -> str:
     return to_json(value, size)
 
 
-def to_json(value: Any, size: int = 0) -> str:
-    """``value`` as JSON text with ``str`` keys, at most ``TRACE_JSON_BYTES`` in UTF-8 and ``TRACE_JSON_DEPTH`` deep.
+def to_json(value: Any, size: int = 0, *, limit: int = TRACE_JSON_BYTES, depth: int = TRACE_JSON_DEPTH) -> str:
+    """``value`` as JSON text with ``str`` keys, at most ``limit`` bytes in UTF-8 and ``depth`` levels deep.
 
     ``size``: its size as msgpack, named in the marker that takes its place if it is too large. Never raises.
     """
     try:
-        text = json.dumps(_Document().convert(value, 0), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        if len(text.encode("utf-8")) > TRACE_JSON_BYTES:
+        text = json.dumps(
+            _Document(limit, depth).convert(value, 0), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+        if len(text.encode("utf-8")) > limit:
             raise _TooLarge
         return text
     except _TooLarge:
         return omitted(_TOO_LARGE, size)
-    except Exception as error:  # a trace must never stop the queue behind it; the marker says what happened
+    except Exception as error:  # noqa: BLE001 - a trace must never stop the queue behind it; the marker says what happened
         return omitted(f"{type(error).__name__} while it was made JSON", size)
 
 
@@ -67,10 +69,12 @@ def _mark(why: str) -> dict[str, Any]:
 
 
 class _Document:
-    """One conversion and the characters it has seen so far."""
+    """One conversion, its limits, and the characters it has seen so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int, depth: int) -> None:
         self.characters = 0
+        self._limit = limit
+        self._depth = depth
 
     def convert(self, value: Any, depth: int) -> Any:
         """``value`` in JSON's own types. Markers nest one level, so containers stop one short of the limit."""
@@ -88,8 +92,8 @@ class _Document:
             self._count(len(value) * 4 // 3)
             return {"skialith_base64": base64.b64encode(value).decode("ascii")}
         if isinstance(value, (list, tuple, dict)):
-            if depth >= TRACE_JSON_DEPTH - 1:
-                return _mark(f"deeper than {TRACE_JSON_DEPTH} levels")
+            if depth >= self._depth - 1:
+                return _mark(f"deeper than {self._depth} levels")
             if isinstance(value, dict):
                 return self._object(value, depth + 1)
             return [self.convert(item, depth + 1) for item in value]
@@ -122,5 +126,5 @@ class _Document:
 
     def _count(self, characters: int) -> None:
         self.characters += characters
-        if self.characters > TRACE_JSON_BYTES + 1:  # a lower bound of the text, plus one
+        if self.characters > self._limit + 1:  # a lower bound of the text, plus one
             raise _TooLarge

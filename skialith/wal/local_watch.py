@@ -1,4 +1,4 @@
-"""The detached half of the embedded server: a process that becomes nats-server, or that waits for the last user and stops it.
+"""The detached half of the embedded server: it becomes nats-server, or waits for the last user and stops it.
 
 ``local.py`` runs this file as a plain script (``python -I -S``, standard library only, so that it starts in a few
 milliseconds) with the embedded directory as working directory. All paths are relative on purpose: when somebody removes
@@ -7,6 +7,7 @@ the directory under a running server and makes a new one, the old processes can 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -28,8 +29,8 @@ def try_lock(fd: int) -> bool:
 def recorded_pid(fd: int) -> int:
     """The process id in ``store.lock``: that of the server while the lock is taken, 0 while one is being started.
 
-    Who holds the lock writes it: a starter first overwrites what it finds, the server's process writes its own id before
-    it becomes nats-server. What is left after a crash is the dead server's; a clean stop leaves the file empty.
+    Who holds the lock writes it: a starter first overwrites what it finds, the server's process writes its own id
+    before it becomes nats-server. What a crash leaves is the dead server's; a clean stop leaves the file empty.
     """
     text = os.pread(fd, 32, 0)
     return int(text) if text.strip().isdigit() else 0
@@ -55,10 +56,8 @@ def stop_server(fd: int, seconds: float) -> bool:
         if elapsed > 2 * seconds:
             return False
         if pid and (not terminated or elapsed > seconds) and _has_open(pid, fd):
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it died by itself; its lock is free in a moment
                 os.kill(pid, signal.SIGKILL if terminated else signal.SIGTERM)
-            except ProcessLookupError:
-                pass  # it died by itself; its lock is free in a moment
             terminated = True
         time.sleep(_POLL_SECONDS)
     record(fd, "")
@@ -115,7 +114,7 @@ def _serve(store: int, binary: str, config: str, report: int) -> None:
 
 
 def _detach() -> int:
-    """Go on as a grandchild that the user's process need not wait for; returns the pipe that the user reads to its end."""
+    """Go on as a grandchild, which the user's process need not wait for; returns the pipe that it reads to its end."""
     report = os.dup(1)
     if os.fork():
         os._exit(0)
@@ -129,7 +128,7 @@ def _detach() -> int:
 
 
 def main(role: str, fd: str, *arguments: str) -> None:
-    """``serve FD BINARY CONFIG`` or ``watch FD USERS STORE SECONDS``; FD is a lock that is to live as long as the process."""
+    """``serve FD BINARY CONFIG`` or ``watch FD USERS STORE SECONDS``; FD is a lock to hold as long as it lives."""
     report = _detach()
     if role == "serve":
         binary, config = arguments

@@ -17,13 +17,14 @@ class Batch:
     """Messages with their records, one each, in the order of the log.
 
     ``records``: None for a single message that is still to be decoded; in it, None for a message that needs no row.
-    ``losses``: tries that ended with the connection to the database. ``strikes``: tries that failed although the database
-    answers. ``refused``: why the one message in it is a dead letter.
+    ``losses``: tries that ended with the connection to the database. ``suspected``: part of a batch that failed although the
+    database answers. ``strikes``: how often a single message did so. ``refused``: why a single message is a dead letter.
     """
 
     messages: list[Message]
     records: list[Record | None] | None
     losses: int = 0
+    suspected: bool = False
     strikes: int = 0
     refused: Exception | None = None
 
@@ -37,7 +38,10 @@ class Batch:
         if records is None or len(records) < 2:
             raise ValueError("only a decoded batch of two or more can be halved")
         middle = len(records) // 2
-        return [Batch(self.messages[:middle], records[:middle]), Batch(self.messages[middle:], records[middle:])]
+        return [
+            Batch(self.messages[:middle], records[:middle], suspected=self.suspected),
+            Batch(self.messages[middle:], records[middle:], suspected=self.suspected),
+        ]
 
 
 def decode(namespace: str, message: Message) -> Record:

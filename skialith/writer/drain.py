@@ -301,7 +301,7 @@ class Drain:
         self._trouble(error, began, database=isinstance(error, StoreUnavailable))
         batch.losses += isinstance(error, StoreConnectionLost)
         overdue = self._storing.seconds >= WRITER_GIVE_BACK_SECONDS
-        if overdue or batch.losses >= WRITER_CONNECTION_LOSSES:
+        if overdue or batch.suspected or batch.losses >= WRITER_CONNECTION_LOSSES:
             if self._database_error() is None:
                 self._suspect(batch, error)
                 return
@@ -314,6 +314,7 @@ class Drain:
 
     def _suspect(self, batch: Batch, error: Exception) -> None:
         """The database answers and takes a probe, but not this batch: find the record that does it and go on without it."""
+        batch.suspected = True
         if len(batch.messages) > 1:
             self._held.halve(batch)
             return

@@ -37,6 +37,7 @@ class Options:
 
     ``agents``: ids, each written by ``threads`` threads; ``steps``: 0 is until SIGTERM. ``batches`` and ``large``: chance of
     a step with a save_events of up to 60, and of an event of over 1 MiB. ``pace``: seconds between steps, at most.
+    ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``: points of
     :mod:`faults` and at which passage to die there. ``break_``: a canary of :mod:`faults`. ``forks``, ``first``: see ``fork``.
@@ -52,6 +53,7 @@ class Options:
     batches: float = 0.2
     large: float = 0.0
     pace: float = 0.0
+    own_ids: bool = False
     retries: bool = True
     fenced: str = "stop"
     ending: str = "close"
@@ -107,7 +109,7 @@ class Script:
             dead = self.agent.flush()
         except SkialithError as error:
             self.notebook.failed(number, error)
-            raise
+            return
         self.notebook.done(number, dead=dead)
 
     def history(self) -> None:
@@ -138,26 +140,28 @@ class Worker(Script):
         self.options = options
         self.number = number
         self.stopping = stopping
+        self.step = 0
         self.dice = random.Random(f"{options.seed}/{agent.agent_id}/{number}")
         self.thread = threading.Thread(target=self._main, name=f"worker-{agent.agent_id}-{number}", daemon=True)
 
     def _main(self) -> None:
         with stop_on_bug(self.notebook):
-            self.work(self.agent._step)
+            self.work()
 
-    def work(self, step: int) -> None:
+    def work(self) -> None:
         """Step after step until there are enough, the test says stop, or the agent is taken over."""
-        steps = itertools.count(step + 1) if not self.options.steps else range(step + 1, step + 1 + self.options.steps)
-        for step in steps:
-            if self.stopping.is_set() or not self.one_step(step):
+        for _ in range(self.options.steps) if self.options.steps else itertools.count():
+            self.step += 1
+            if self.stopping.is_set() or not self.one_step(self.step):
                 return
             if self.options.pace:
                 self.stopping.wait(self.dice.uniform(0, self.options.pace))
 
     def one_step(self, step: int) -> bool:
         """One step; False when the agent is lost and not to be resumed."""
-        # The ids follow from the step, so whoever resumes here saves the same events again.
         name = f"{step}.{self.number}"
+        if self.options.own_ids:
+            name = f"{self.notebook.name}/{name}"
         for n in range(self.dice.randrange(1, 4)):
             if not self.until_durable(lambda n=n: self.save(f"{name}.{n}")):
                 return False
@@ -194,7 +198,7 @@ class Worker(Script):
     def resume_until_answered(self) -> None:
         while not self.stopping.is_set():
             try:
-                self.resume()
+                self.step = self.resume().step_index
                 return
             except SkialithError as error:
                 if not error.retryable:
@@ -218,12 +222,17 @@ def work(options: Options) -> None:
                 stack.enter_context(agent)
             first = Worker(agent, notebook, options, 0, stopping)
             first.resume_until_answered()
-            workers += [first, *(Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads))]
+            more = [Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads)]
+            for worker in more:
+                worker.step = first.step
+            workers += [first, *more]
         notebook.line("note", what="ready")
         for worker in workers:
             worker.thread.start()
         join_all(workers, stopping)
         notebook.line("note", what="ending")
+        if options.ending == "close" and options.settings.get("writer") != "off":
+            workers[0].flush()
         end(options.ending)
     notebook.line("note", what="closed")
 
@@ -286,12 +295,12 @@ def fork(options: Options) -> None:
         children.append(child)
     worker = Worker(agent, notebook, options, 0, stopping)
     if options.first == "parent":
-        worker.work(0)
+        worker.work()
         agent.close()
         sys.exit(0)
-    worker.work(0)
+    worker.work()
     failed = [child for child in children if os.waitpid(child, 0)[1] != 0]
-    worker.work(worker.agent._step)
+    worker.work()
     script.flush()
     agent.close()
     notebook.line("note", what="closed", failed=len(failed))
@@ -305,13 +314,13 @@ def _forked(options: Options, inherited: SkialithAgent, number: int) -> None:
         for n in range(20):
             script.save(f"forked.{number}.{n}")
         own = Worker(SkialithAgent(f"child-{number}", **options.settings), notebook, options, 0, on_term())
-        own.resume()
-        own.work(0)
+        own.resume_until_answered()
+        own.work()
         if options.first == "parent":
             parent, deadline = os.getppid(), time.monotonic() + LIFE_SECONDS
             while os.getppid() == parent and time.monotonic() < deadline:
                 time.sleep(0.01)
-            own.work(own.agent._step)
+            own.work()
         script.save(f"forked.{number}.last")
         own.flush()
         own.agent.close()

@@ -14,9 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import nats
 import pytest
@@ -38,6 +38,14 @@ def place(tmp_path: Path) -> Iterator[Path]:
     yield directory
     if directory.exists():
         kill_all(directory)
+
+
+class Usage(NamedTuple):
+    """What ``shutil.disk_usage`` returns."""
+
+    total: int
+    used: int
+    free: int
 
 
 def user_of(directory: Path, durability: Durability = "process", binary: str | None = None) -> LocalServer:
@@ -515,17 +523,16 @@ def test_a_file_system_without_locks_is_named(place: Path, monkeypatch: pytest.M
 
 
 def test_a_full_disk_is_refused_when_new_and_no_obstacle_later(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 100 << 20))
-    with pytest.raises(ConfigurationError, match="100 MiB free.*at least 64 MiB"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 100 << 20))
+    with pytest.raises(ConfigurationError, match=r"100 MiB free.*at least 64 MiB"):
         user_of(place).acquire(TIMEOUT)
     wait_gone(place)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 0, 1 << 30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 0, 1 << 30))
     with using(place) as address:
         assert (1 << 28) <= address.wal_bytes < (1 << 28) + (1 << 20)
         asyncio.run(append(address.url, [1]))
     wait_gone(place)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 40, 1 << 40, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 40, 1 << 40, 0))
     with using(place) as later:
         assert later.wal_bytes == address.wal_bytes
         assert asyncio.run(append(later.url, [2])) == [2]
@@ -533,8 +540,7 @@ def test_a_full_disk_is_refused_when_new_and_no_obstacle_later(place: Path, monk
 
 
 def test_a_large_disk_does_not_make_a_huge_log(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1 << 50, 0, 1 << 50))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1 << 50, 0, 1 << 50))
     with using(place) as address:
         assert address.wal_bytes == LOCAL_WAL_MAX_BYTES
 

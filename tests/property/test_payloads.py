@@ -1,4 +1,4 @@
-"""Any payload: what encode() lets through comes back equal up to the documented mapping, the rest is refused by path."""
+"""Any payload: what encode() lets through comes back equal up to the documented mapping; the rest is refused."""
 
 from __future__ import annotations
 
@@ -84,7 +84,11 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, float):
-        return one == other and math.copysign(1, one) == math.copysign(1, other) or math.isnan(one) and math.isnan(other)
+        return (
+            math.isnan(one) and math.isnan(other)
+            if math.isnan(one) or math.isnan(other)
+            else one == other and math.copysign(1, one) == math.copysign(1, other)
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
@@ -118,7 +122,11 @@ def test_text_keys_always_pass(value: Any) -> None:
     assert same(payloads.decode(codec, body), mapped(value))
 
 
-@given(nested(scalars, st.text(max_size=4)), refused, st.lists(st.one_of(st.text(max_size=3), st.integers(0, 2)), max_size=6))
+@given(
+    nested(scalars, st.text(max_size=4)),
+    refused,
+    st.lists(st.one_of(st.text(max_size=3), st.integers(0, 2)), max_size=6),
+)
 def test_what_is_refused_is_found(good: Any, bad: Any, way: list[str | int]) -> None:
     value, path = bad, ""
     for step in reversed(way):
@@ -126,7 +134,9 @@ def test_what_is_refused_is_found(good: Any, bad: Any, way: list[str | int]) -> 
             value, path = [good] * step + [value, good], f"[{step}]{path}"
         else:
             value = {step: value, f"{step}+": good}
-            path = (f".{step}" if step.isidentifier() else f"[{json.dumps(step, ensure_ascii=not step.isprintable())}]") + path
+            path = (
+                f".{step}" if step.isidentifier() else f"[{json.dumps(step, ensure_ascii=not step.isprintable())}]"
+            ) + path
     try:
         payloads.encode(value)
     except InvalidPayload as error:

@@ -97,7 +97,10 @@ def test_it_never_raises() -> None:
         def encode(self, *_: object, **__: object) -> bytes:
             raise RuntimeError("no")
 
-    assert strict(trace_json.to_json({"a": Hostile("x")}, 5)) == {"skialith_omitted": "RuntimeError while it was made JSON", "bytes": 5}
+    assert strict(trace_json.to_json({"a": Hostile("x")}, 5)) == {
+        "skialith_omitted": "RuntimeError while it was made JSON",
+        "bytes": 5,
+    }
 
 
 def test_of_record() -> None:
@@ -116,4 +119,7 @@ def test_of_record_does_not_decode_what_is_too_large(monkeypatch: pytest.MonkeyP
     codec, body = payloads.pack(bytes(4 * TRACE_JSON_BYTES))
     expected = {"skialith_omitted": "larger than 1048576 bytes as JSON", "bytes": 4 * TRACE_JSON_BYTES + 5}
     assert strict(trace_json.of_record(record(codec, body))) == expected
-    assert strict(trace_json.of_record(record(codec, None, Manifest(7_000_000, 7, b"")))) == {**expected, "bytes": 7_000_000}
+    assert strict(trace_json.of_record(record(codec, None, Manifest(7_000_000, 7, b"")))) == {
+        **expected,
+        "bytes": 7_000_000,
+    }

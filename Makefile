@@ -1,0 +1,51 @@
+# Every target does its own set-up: a virtual environment in .venv and, where that is allowed, missing system packages.
+# PYTHON chooses the interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+SKIALITH_CHAOS_SECONDS ?= 600
+
+export PYTHON
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+SOURCES := pyproject.toml setup.py skialith/_fastpath.pyx scripts/setup.sh
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint chaos bench clean
+
+help:  ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, and count what is left (needs no database)
+	@$(BIN)/skialith demo
+
+test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
+	@$(PYTEST)
+
+lint: .venv/.ready-dev  ## check style, types, import directions and the compiled module's stub
+	@echo "==> ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> mypy"
+	@$(BIN)/mypy
+	@echo "==> import-linter"
+	@$(BIN)/lint-imports --no-cache
+	@echo "==> stubtest"
+	@$(BIN)/python -m mypy.stubtest skialith._fastpath --mypy-config-file pyproject.toml
+
+chaos: .venv/.ready-dev  ## run the chaos tests for SKIALITH_CHAOS_SECONDS each (default 600)
+	@SKIALITH_CHAOS_SECONDS=$(SKIALITH_CHAOS_SECONDS) $(PYTEST) -m chaos -s
+
+bench: .venv/.ready-dev  ## measure latencies beside the raw socket and the plain INSERT, and the drain into both databases
+	@$(PYTEST) bench
+
+clean:  ## remove what was built, .venv included; data in .skialith stays
+	@echo "==> removing .venv, builds and caches"
+	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	@rm -f skialith/_fastpath.c skialith/_fastpath.*.so
+	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready-demo: $(SOURCES)
+	@scripts/setup.sh demo
+
+.venv/.ready-dev: $(SOURCES)
+	@scripts/setup.sh dev

@@ -1,0 +1,312 @@
+"""The dead-letters commands: look at what the database refused, store it after all, or give it up."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, NamedTuple, Optional
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from . import payloads
+from .cli_settings import looking, takes_settings
+from .cli_show import console, emit, facts, iso, note, payload, plural, printable, say, table, when
+from .config import Config
+from .errors import InvalidArgument, SkialithError, StoreUnavailable
+from .records import DeadLetter, Kind, Position
+from .runtime import Runtime
+from .writer.sinks import trace_of
+
+app = typer.Typer(no_args_is_help=True, help="What the database refused: list, show, replay, discard.")
+
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
+Ids = Annotated[
+    Optional[list[str]],
+    typer.Argument(metavar="ID...", help="As `list` shows them; the first characters will do.", show_default=False),
+]
+All = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+_PAGE = 500
+_PEOPLE_LETTERS = 100
+
+
+class Found(NamedTuple):
+    """A dead letter and where it is kept: the table ``dead_letters``, or the stream of the log behind it."""
+
+    letter: DeadLetter
+    place: Literal["table", "stream"]
+
+    @property
+    def id(self) -> str:
+        """``<sink>/<key in hex>``, unique among dead letters."""
+        return f"{self.letter.sink}/{self.letter.key.hex()}"
+
+
+# ---- the commands
+
+
+@app.command("list")
+@takes_settings
+def list_letters(
+    config: Config,
+    limit: Annotated[
+        Optional[int], typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, oldest first, from the table and from the log."""
+    wanted = limit if as_json or limit else _PEOPLE_LETTERS
+    with looking(config) as engine:
+        found, unread = _every(engine, None if wanted is None else wanted + 1)
+    more = wanted is not None and len(found) > wanted
+    found = found[:wanted]
+    if as_json:
+        emit([_document(each) for each in found])
+    elif found:
+        rows = table("ID", "AGENT", "RECORD", "GIVEN UP", "IN", "WHY")
+        for each in found:
+            rows.add_row(
+                each.id, printable(_agent(each)), printable(_record(each)), when(each.letter.dead_us), each.place,
+                printable(each.letter.error),
+            )  # fmt: skip
+        console().print(rows)
+        note("`skialith dead-letters replay ID` stores one after all (when what was wrong is mended), `discard ID` gives it up")
+    else:
+        say(f"no dead letters in the namespace {config.namespace}")
+    if more:
+        note(f"more than {wanted} of them: --limit shows more")
+    _warn_unread(unread)
+
+
+@app.command()
+@takes_settings
+def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: Json = False) -> None:
+    """Show one dead letter: the record, its payload, and the error."""
+    with looking(config) as engine:
+        found = _chosen(engine, [letter_id])[0]
+    if as_json:
+        emit({**_document(found), "data": _data(found.letter), "raw_hex": found.letter.raw.hex()})
+        return
+    letter = found.letter
+    rows: list[tuple[str, Any]] = [
+        ("id", found.id),
+        ("kept in", "the table dead_letters" if found.place == "table" else "the log's dead-letter stream"),
+        ("refused by", letter.sink),
+        ("agent", printable(_agent(found))),
+        ("record", printable(_record(found))),
+        ("saved", when(letter.position.time_ns // 1000)),
+        ("position", letter.position.cursor()),
+        ("given up", when(letter.dead_us)),
+        ("error", printable(f"{letter.error} (code {letter.error_code})" if letter.error_code else letter.error)),
+    ]
+    console().print(facts(rows))
+    if letter.record is None:
+        note(f"the message does not decode as a record ({len(letter.raw)} bytes; --json shows them); it cannot be replayed")
+    else:
+        say(json.dumps(_data(letter), indent=2, ensure_ascii=False))
+
+
+@app.command()
+@takes_settings
+def replay(config: Config, ids: Ids = None, everything: All = False) -> None:
+    """Store dead letters after all, and remove them from where they were kept."""
+    with looking(config) as engine:
+        found = _selected(engine, ids, everything)
+        failures = _each(found, "storing", lambda each: _replay(engine, each))
+    _report("stored", found, failures)
+
+
+@app.command()
+@takes_settings
+def discard(
+    config: Config,
+    ids: Ids = None,
+    everything: All = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Give dead letters up for good: for a record this is the last copy."""
+    with looking(config) as engine:
+        found = _selected(engine, ids, everything)
+        if found and not yes:
+            if not sys.stdin.isatty():
+                raise InvalidArgument("discard asks before it removes a last copy, and here is nobody to ask: give --yes")
+            question = f"Remove {plural(len(found), 'dead letter')} for good? They are the last copy of these records."
+            typer.confirm(question, abort=True)
+        failures = _each(found, "discarding", lambda each: _discard(engine, each))
+    _report("discarded", found, failures)
+
+
+# ---- what they do
+
+
+def _replay(engine: Runtime, each: Found) -> None:
+    letter = each.letter
+    if letter.record is None:
+        raise InvalidArgument("the message does not decode as a record, so there is nothing to store; discard it")
+    is_trace = letter.sink == "trace_ingest"
+    engine.store.replay_dead_letter(
+        letter, None if is_trace else letter.record, trace_of(letter.record) if is_trace else None
+    )
+    if each.place == "stream":
+        _remove_from_stream(engine, letter)
+
+
+def _discard(engine: Runtime, each: Found) -> None:
+    if each.place == "table":
+        engine.store.discard_dead_letter(each.letter.sink, each.letter.key)
+    else:
+        _remove_from_stream(engine, each.letter)
+
+
+def _remove_from_stream(engine: Runtime, letter: DeadLetter) -> None:
+    timeout = engine.config.timeout
+    deadline = time.monotonic() + timeout
+    engine.wal.call(lambda: engine.wal.dead.discard(letter.sink, letter.key, deadline), timeout)
+
+
+def _each(found: list[Found], doing: str, act: Callable[[Found], None]) -> list[tuple[Found, SkialithError]]:
+    """Do it to each, showing progress when there are many; what fails is kept and the rest goes on."""
+    failures: list[tuple[Found, SkialithError]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    screen = console(error=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal or len(found) < 2) as progress:
+        task = progress.add_task(doing, total=len(found))
+        for each in found:
+            try:
+                act(each)
+            except StoreUnavailable:
+                raise  # the database is away for the others too; what is done stays done
+            except SkialithError as error:
+                failures.append((each, error))
+            progress.advance(task)
+    return failures
+
+
+def _report(done: str, found: list[Found], failures: list[tuple[Found, SkialithError]]) -> None:
+    say(f"{done}: {plural(len(found) - len(failures), 'dead letter')}")
+    for each, error in failures:
+        say(f"not {done}: {each.id}: {printable(str(error))}", style="red", error=True)
+    if failures:
+        raise typer.Exit(1)
+
+
+# ---- finding them
+
+
+def _every(engine: Runtime, limit: int | None) -> tuple[list[Found], StoreUnavailable | None]:
+    """Dead letters of both places, oldest first; and why the table could not be read, if it could not."""
+    unread = None
+    found = [Found(letter, "stream") for letter in _in_stream(engine)]
+    try:
+        found.extend(Found(letter, "table") for letter in islice(_in_table(engine), limit))
+    except StoreUnavailable as error:
+        unread = error
+    return sorted(found, key=lambda each: each.letter.position)[:limit], unread
+
+
+def _in_stream(engine: Runtime) -> list[DeadLetter]:
+    timeout = engine.config.timeout
+    deadline = time.monotonic() + timeout
+    wal = engine.wal
+    if not wal.call(lambda: wal.dead.count(deadline), timeout):
+        return []
+    return wal.call(lambda: wal.dead.read(wal.stream.subjects.dead, deadline), timeout)
+
+
+def _in_table(engine: Runtime) -> Iterator[DeadLetter]:
+    since: Position | None = None
+    seen: set[tuple[str, bytes]] = set()
+    while True:
+        page = engine.store.dead_letters(engine.config.namespace, since=since, limit=_PAGE)
+        fresh = [letter for letter in page if (letter.sink, letter.key) not in seen]
+        yield from fresh
+        if len(page) < _PAGE or not fresh:
+            return
+        seen = {(letter.sink, letter.key) for letter in page}
+        since = page[-1].position
+
+
+def _selected(engine: Runtime, ids: list[str] | None, everything: bool) -> list[Found]:
+    if bool(ids) == everything:
+        raise InvalidArgument("give the ids of dead letters (`skialith dead-letters list`), or --all")
+    if not everything:
+        return _chosen(engine, ids or [])
+    found, unread = _every(engine, None)
+    _warn_unread(unread)
+    return found
+
+
+def _chosen(engine: Runtime, ids: list[str]) -> list[Found]:
+    """The dead letters with these ids; the first characters of an id, or of its key, are enough if only one has them."""
+    found, unread = _every(engine, None)
+    chosen: list[Found] = []
+    for wanted in ids:
+        matching = [each for each in found if each.id.startswith(wanted) or each.letter.key.hex().startswith(wanted)]
+        # One letter can be kept in both places, after a crash between two steps of a replay.
+        different = len({each.id for each in matching})
+        if different > 1:
+            raise InvalidArgument(f"{different} dead letters begin with {wanted!r}: give more of the id")
+        if not matching:
+            if unread is not None:
+                raise unread
+            raise NoSuchLetter(f"no dead letter {wanted!r} in the namespace: `skialith dead-letters list` shows them")
+        chosen.extend(each for each in matching if each not in chosen)
+    return chosen
+
+
+class NoSuchLetter(SkialithError):
+    """There is no dead letter with this id (any more)."""
+
+
+def _warn_unread(unread: StoreUnavailable | None) -> None:
+    if unread is not None:
+        say(f"the table dead_letters could not be read, so this is the log's part alone: {unread}", style="yellow", error=True)
+
+
+# ---- telling of them
+
+
+def _agent(found: Found) -> str:
+    return found.letter.record.agent_id if found.letter.record is not None else "(unknown)"
+
+
+def _record(found: Found) -> str:
+    record = found.letter.record
+    if record is None:
+        return "(does not decode)"
+    if record.kind == Kind.CHECKPOINT:
+        return f"checkpoint of step {record.step_index}"
+    return f"event {record.record_id}" if found.letter.sink == "writer" else f"trace of event {record.record_id}"
+
+
+def _document(found: Found) -> dict[str, Any]:
+    letter, record = found.letter, found.letter.record
+    kind = None if record is None else "checkpoint" if record.kind == Kind.CHECKPOINT else "event"
+    return {
+        "id": found.id,
+        "kept_in": found.place,
+        "sink": letter.sink,
+        "agent_id": None if record is None else record.agent_id,
+        "kind": kind,
+        "event_id": record.record_id if record is not None and kind == "event" else None,
+        "step_index": None if record is None else record.step_index,
+        "cursor": letter.position.cursor(),
+        "error": letter.error,
+        "error_code": letter.error_code,
+        "given_up_at": iso(letter.dead_us),
+        "decodes": record is not None,
+    }
+
+
+def _data(letter: DeadLetter) -> Any:
+    """The payload in JSON's types; None when there is no record, or its body cannot be read."""
+    if letter.record is None or letter.record.body is None:
+        return None
+    try:
+        return payload(payloads.decode(letter.record.codec, letter.record.body))
+    except ValueError as error:
+        return {"skialith_omitted": f"cannot be decoded: {error}"}

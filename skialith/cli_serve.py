@@ -1,0 +1,203 @@
+"""The commands that stay in the foreground: up (embedded server and writer) and writer (the writer alone)."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .cli_settings import takes_settings
+from .cli_show import console, facts, plural, printable, say, size, span
+from .config import Config, redact
+from .errors import ConfigurationError, SkialithError, WalError
+from .runtime import Runtime, acquire
+from .wal.client import WalStatus
+
+log = logging.getLogger("skialith.cli")
+
+_LIVE_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.2
+
+
+@takes_settings
+def up(
+    config: Config,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between status lines when piped.")] = 10.0,
+) -> None:
+    """Run the embedded server and the writer in the foreground, until Ctrl-C, and print the URLs for other programs."""
+    if not config.embedded:
+        raise ConfigurationError(
+            "`skialith up` runs the embedded server, and a NATS server is configured (--nats-url, SKIALITH_NATS_URL): "
+            "`skialith writer` is the command for that, or leave the URL out"
+        )
+    with _until_signal() as stopping, _engine(config) as engine:
+        say("Skialith is up.", style="bold green")
+        say("Programs started in this directory find it by themselves. From elsewhere:\n")
+        say(f"  export SKIALITH_NATS_URL={engine.find_url()}")
+        say(f"  export SKIALITH_DATABASE_URL={engine.config.store_url}")
+        if config.namespace != "default":
+            say(f"  export SKIALITH_NAMESPACE={config.namespace}")
+        say("\nThe NATS URL holds a token: it is a secret, whoever has it can read and write all records.", style="yellow")
+        say("Ctrl-C stops it; what is acknowledged stays.\n")
+        _show_until(stopping, engine, every)
+
+
+@takes_settings
+def writer(
+    config: Config,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between status lines.")] = 10.0,
+    until_empty: Annotated[bool, typer.Option("--until-empty", help="Stop when everything is stored.")] = False,
+) -> None:
+    """Run only the writer, until SIGTERM or Ctrl-C: it moves records from the log to the database.
+
+    Exit code 0: it stopped when told to (or all is stored); what is not stored yet is safe in the log. 1: the log could
+    not be reached at the start. 2: the settings are wrong. A second signal ends it at once.
+    """
+    with _until_signal() as stopping, _engine(config) as engine:
+        names = ", ".join(drain.name for drain in engine.drain_status())
+        server = "the embedded server" if config.embedded else redact(config.nats_url or "")
+        say(f"{_clock()} writing the namespace {config.namespace} from {server} to {engine.store.url} ({names})")
+        if until_empty:
+            left = _drain(stopping, engine)
+        else:
+            while not stopping.wait(every):
+                say(f"{_clock()} {_line(engine)}")
+            left = -1
+        stored = sum(drain.stored for drain in engine.drain_status() if drain.name == "writer")
+    say(f"{_clock()} stopped; {plural(stored, 'record')} stored")
+    if until_empty and left != 0:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _engine(config: Config) -> Iterator[Runtime]:
+    engine = acquire(replace(config, writer="on"))
+    try:
+        yield engine
+    finally:
+        engine.release()
+
+
+@contextmanager
+def _until_signal() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; the second of them ends the process as it would any other."""
+    stopping = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+
+    for number in numbers:
+        signal.signal(number, on_signal)
+    try:
+        yield stopping
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+
+
+# ---- what it shows
+
+
+def _show_until(stopping: threading.Event, engine: Runtime, every: float) -> None:
+    screen = console()
+    if not screen.is_terminal:
+        while not stopping.wait(every):
+            say(_line(engine))
+        return
+    with Live(_panel(engine), console=screen, auto_refresh=False, transient=True) as live:
+        while not stopping.wait(_LIVE_SECONDS):
+            live.update(_panel(engine), refresh=True)
+
+
+def _status(engine: Runtime) -> WalStatus | None:
+    try:
+        return engine.wal.status(_LIVE_SECONDS)
+    except WalError as error:
+        log.info("no status: %s", error)
+        return None
+
+
+def _line(engine: Runtime) -> str:
+    """How it is, in one line."""
+    now = _status(engine)
+    drains = engine.drain_status()
+    parts = [f"{drain.name}: {drain.stored:,} stored" for drain in drains]
+    if now is None:
+        parts.insert(0, "the log does not answer")
+    else:
+        behind = {lag.name: lag for lag in now.consumers}.get("writer")
+        waiting = f"{plural(behind.records, 'record')} waiting" if behind else ""
+        age = f", the oldest for {span(behind.oldest_seconds)}" if behind and behind.records else ""
+        parts.insert(0, f"{waiting}{age}")
+        parts.append(f"log {size(now.bytes)}")
+    dead = sum(drain.dead_letters for drain in drains)
+    if dead:
+        parts.append(plural(dead, "dead letter"))
+    down = next((drain.last_error for drain in drains if not drain.database_ok), None)
+    if down is not None:
+        parts.append(f"the database is away ({printable(down)[:200]})")
+    return "; ".join(parts)
+
+
+def _panel(engine: Runtime) -> Table:
+    now = _status(engine)
+    rows: list[tuple[str, str]] = []
+    if now is None:
+        rows.append(("log", "does not answer; it is started again when that is possible"))
+    else:
+        rows.append(("log", f"{size(now.bytes)} of {size(now.max_bytes)}, {plural(now.messages, 'message')}"))
+        for lag in now.consumers:
+            state = f"{plural(lag.records, 'record')} waiting, the oldest for {span(lag.oldest_seconds)}"
+            rows.append((lag.name, state if lag.records else "up to date"))
+    for drain in engine.drain_status():
+        trouble = "" if drain.database_ok else f"; the database is away: {printable(drain.last_error)[:200]}"
+        rows.append((f"{drain.name} here", f"{drain.stored:,} stored in {plural(drain.batches, 'batch', 'batches')}{trouble}"))
+    return facts(list(rows))
+
+
+def _drain(stopping: threading.Event, engine: Runtime) -> int:
+    """Wait until nothing is left to be stored, showing how much is; returns how many records are (-1: not known)."""
+    screen = console(error=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = -1
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+        task = progress.add_task("storing", total=None)
+        most = 0
+        while True:
+            now = _status(engine)
+            left = -1 if now is None else sum(lag.records for lag in now.consumers)
+            most = max(most, left)
+            progress.update(task, total=most or None, completed=most - max(0, left))
+            if left == 0 or stopping.wait(_DRAIN_POLL_SECONDS):
+                break
+    if left:
+        say(f"{'some' if left < 0 else f'{left:,}'} records are still in the log; they are safe there", error=True)
+    return left
+
+
+def _clock() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def log_to_stderr(level: int) -> None:
+    """Show the engine's own log lines."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
+
+
+__all__ = ["SkialithError", "log_to_stderr", "up", "writer"]

@@ -1,0 +1,90 @@
+"""Fixtures of the chaos tests, and the summary at the end of the run."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .checker import Verdict
+from .world import World
+
+SUMMARY = pytest.StashKey[dict[str, "Line"]]()
+
+
+@dataclass
+class Line:
+    """What one scenario adds up to, over all its tests."""
+
+    runs: int = 0
+    acknowledged: int = 0
+    stored: int = 0
+    dead_letters: int = 0
+    duplicates: int = 0
+    lost: int = 0
+
+    def add(self, runs: int, verdict: Verdict) -> None:
+        self.runs += runs
+        self.acknowledged += verdict.acknowledged
+        self.stored += verdict.stored
+        self.dead_letters += verdict.dead_letters
+        self.duplicates += verdict.duplicates
+        self.lost += verdict.lost
+
+
+Report = Callable[[str, int, Verdict], None]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "chaos: kills real processes at random; the seed is printed")
+    config.stash[SUMMARY] = {}
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed of this test; ``SKIALITH_CHAOS_SEED`` sets it."""
+    chosen = int(os.environ.get("SKIALITH_CHAOS_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"SKIALITH_CHAOS_SEED={chosen}")
+    return chosen
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Report:
+    """``report(scenario, runs, verdict)`` adds to the summary."""
+    summary = request.config.stash[SUMMARY]
+
+    def add(scenario: str, runs: int, verdict: Verdict) -> None:
+        summary.setdefault(scenario, Line()).add(runs, verdict)
+        print(f"{scenario}: {runs} runs, {verdict.acknowledged} acknowledged, {verdict.stored} stored")
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    summary = config.stash[SUMMARY]
+    if not summary:
+        return
+    terminalreporter.section("chaos")
+    head = f"{'scenario':<52}{'runs':>6}{'acknowledged':>14}{'stored':>9}{'dead':>6}{'doubled':>9}{'lost':>6}"
+    terminalreporter.write_line(head)
+    for scenario, line in sorted(summary.items()):
+        counts = f"{line.runs:>6}{line.acknowledged:>14}{line.stored:>9}{line.dead_letters:>6}{line.duplicates:>9}{line.lost:>6}"
+        terminalreporter.write_line(f"{scenario:<52}{counts}")
+
+
+@pytest.fixture
+def sqlite_world(tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
+    """A world on SQLite and the shared nats-server."""
+    with World(tmp_path, nats_url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as world:
+        yield world
+
+
+@pytest.fixture(params=["sqlite"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
+    """A world on each database, and the shared nats-server."""
+    with World(tmp_path, nats_url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as each:
+        yield each

@@ -1,0 +1,199 @@
+"""Seams that a child changes in itself: where it dies by its own SIGKILL, and the canaries that a checker must catch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from skialith.records import Ack, Message, Record
+from skialith.wal import frames
+from skialith.wal.lane import Entry, Lane, Ticket
+from skialith.wal.lease import Lease
+from skialith.wal.log import Log
+from skialith.wal.transport import Connection
+from skialith.writer.drain import Drain
+from skialith.writer.sinks import EventSink
+
+POINTS = ("before send", "after send", "after PubAck", "after pull", "before commit", "after commit", "before ack")
+"""The path of a record, in order."""
+WRITER_POINTS = POINTS[3:]
+"""Those on a writer's side."""
+
+
+class Fuse:
+    """Kills the process at the nth passage."""
+
+    def __init__(self, passages: int) -> None:
+        self._left = passages
+        self._lock = threading.Lock()
+
+    def burn(self) -> None:
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(60)  # the signal is on its way; nothing may happen behind this point
+
+
+def install(die: dict[str, int], canary: str = "") -> None:
+    """Set the points (name and passage) at which this process dies, and break what ``canary`` names."""
+    for point, passages in die.items():
+        _POINTS[point](Fuse(passages))
+    if canary:
+        _CANARIES[canary]()
+
+
+# ---- points
+
+
+def _before_send(fuse: Fuse) -> None:
+    original = Connection.send
+
+    def send(self: Connection, frame: bytes) -> None:
+        if _is_record(frame):
+            fuse.burn()
+        original(self, frame)
+
+    _replace(Connection, "send", send)
+
+
+def _after_send(fuse: Fuse) -> None:
+    original = Connection.send
+
+    def send(self: Connection, frame: bytes) -> None:
+        original(self, frame)
+        if _is_record(frame):
+            fuse.burn()
+
+    _replace(Connection, "send", send)
+
+
+def _is_record(frame: bytes) -> bool:
+    return frame.startswith(b"HPUB skialith.") and b".log." in frame[: frame.index(b"\r\n")]
+
+
+def _after_puback(fuse: Fuse) -> None:
+    original = Log._settle
+
+    def settle(self: Log, lane: Lane, entry: Entry, ack: Ack) -> None:
+        fuse.burn()
+        original(self, lane, entry, ack)
+
+    _replace(Log, "_settle", settle)
+
+
+def _after_pull(fuse: Fuse) -> None:
+    original = Drain.pull
+
+    def pull(self: Drain) -> list[Message]:
+        messages = original(self)
+        if messages:
+            fuse.burn()
+        return messages
+
+    _replace(Drain, "pull", pull)
+
+
+def _before_ack(fuse: Fuse) -> None:
+    original = Drain.ack
+
+    def ack(self: Drain, messages: Sequence[Message]) -> None:
+        fuse.burn()
+        original(self, messages)
+
+    _replace(Drain, "ack", ack)
+
+
+def _before_commit(fuse: Fuse) -> None:
+    _around_commit(fuse.burn, _nothing)
+
+
+def _after_commit(fuse: Fuse) -> None:
+    _around_commit(_nothing, fuse.burn)
+
+
+def _around_commit(before: Callable[[], None], after: Callable[[], None]) -> None:
+    raise NotImplementedError
+
+
+def _nothing() -> None:
+    return None
+
+
+def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+    setattr(owner, name, function)
+
+
+_POINTS: dict[str, Callable[[Fuse], None]] = {
+    "before send": _before_send,
+    "after send": _after_send,
+    "after PubAck": _after_puback,
+    "after pull": _after_pull,
+    "before commit": _before_commit,
+    "after commit": _after_commit,
+    "before ack": _before_ack,
+}
+
+
+# ---- canaries: what must never be, for the checker to find
+
+
+def _ack_before_commit() -> None:
+    """The writer acknowledges what it has not committed, and dies in between at some point."""
+    fuse = Fuse(3)
+
+    def settle(self: Drain, batch: Any) -> None:
+        self.ack(batch.messages)
+        time.sleep(0.1)
+        fuse.burn()
+        if records := batch.rows():
+            self.write(records)
+
+    _replace(Drain, "settle", settle)
+
+
+def _acknowledge_before_durable() -> None:
+    """The caller gets an Ack at once, and the record goes out later."""
+    original = Log.append
+
+    def append(self: Log, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
+        ticket = original(self, agent_id, records, deadline)
+        early: Future[list[Ack]] = Future()
+        early.set_result([Ack(1, False) for _ in records])
+        return Ticket(agent_id, deadline, early, early.result(), len(records))
+
+    _replace(Log, "append", append)
+
+
+def _store_without_key() -> None:
+    """Every try stores a row of its own, because the identity of a record is made up anew."""
+    original = EventSink.write
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        original(self, [record._replace(key=secrets.token_bytes(16)) for record in records])
+
+    _replace(EventSink, "write", write)
+
+
+def _write_unfenced() -> None:
+    """An owner that does not ask the server to check its lease."""
+    original = frames._headers
+
+    def headers(entry: Entry, lease: Lease | None) -> bytes:
+        return original(entry, None)
+
+    setattr(frames, "_headers", headers)  # noqa: B010
+
+
+_CANARIES: dict[str, Callable[[], None]] = {
+    "ack before commit": _ack_before_commit,
+    "acknowledge before durable": _acknowledge_before_durable,
+    "store without key": _store_without_key,
+    "write unfenced": _write_unfenced,
+}

@@ -1,0 +1,62 @@
+"""Skialith broken on purpose, in a child: a checker that does not catch it could not catch anything."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from .conftest import Report
+from .world import World
+
+pytestmark = pytest.mark.chaos
+OFF = {"writer": "off"}
+
+
+def test_ack_before_commit_is_caught(sqlite_world: World, report: Report) -> None:
+    world = sqlite_world
+    child = world.spawn(agents=["one"], steps=10, pace=0.1, settings=OFF)
+    broken = world.spawn("write", "broken", break_="ack before commit")
+    assert broken.wait() == -signal.SIGKILL, broken.tail()
+    assert child.wait() == 0, child.tail()
+    verdict = world.verdict()
+    report("canary: ack before commit (lost is right here)", 1, verdict)
+    assert verdict.lost and any(text.startswith("LOST") for text in verdict.problems), verdict
+
+
+def test_acknowledge_before_durable_is_caught(sqlite_world: World, report: Report) -> None:
+    world = sqlite_world
+    broken = world.spawn(agents=["one"], threads=2, break_="acknowledge before durable")
+    broken.wait_ready()
+    broken.wait_writes(200)
+    broken.kill()
+    verdict = world.verdict()
+    report("canary: acknowledge before durable (lost is right here)", 1, verdict)
+    assert verdict.lost and any(text.startswith("LOST") for text in verdict.problems), verdict
+
+
+def test_store_without_key_is_caught(sqlite_world: World, report: Report) -> None:
+    world = sqlite_world
+    child = world.spawn(agents=["one"], steps=10, settings=OFF)
+    assert child.wait() == 0, child.tail()
+    broken = world.spawn("write", "broken", break_="store without key", die={"before ack": 1})
+    assert broken.wait() == -signal.SIGKILL, broken.tail()
+    verdict = world.verdict()
+    report("canary: store without key (doubled is right here)", 1, verdict)
+    assert verdict.duplicates and any(text.startswith("DOUBLED") for text in verdict.problems), verdict
+
+
+def test_write_unfenced_is_caught(sqlite_world: World, report: Report) -> None:
+    world = sqlite_world
+    broken = world.spawn(agents=["one"], own_ids=True, break_="write unfenced")
+    broken.wait_ready()
+    other = world.spawn(agents=["one"], own_ids=True)
+    other.wait_ready()
+    other.wait_writes(10)
+    time.sleep(0.2)
+    for child in (broken, other):
+        child.kill()
+    verdict = world.verdict()
+    report("canary: write unfenced", 1, verdict)
+    assert any(text.startswith("FENCE") for text in verdict.problems), verdict

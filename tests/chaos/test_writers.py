@@ -1,0 +1,84 @@
+"""Writers that are killed beside each other, a log that is full, and rows that the database refuses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import outside
+from .conftest import Report
+from .world import Child, World, rounds
+
+pytestmark = pytest.mark.chaos
+OFF = {"writer": "off"}
+
+
+def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
+    """Agents without a writer of their own, two writer processes, and always one of them killed at a random moment."""
+    kills = rounds(4)
+    agents = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01, settings=OFF)
+    writers = [world.spawn("write", "writer") for _ in range(2)]
+    for child in (agents, *writers):
+        child.wait_ready()
+    for _ in range(kills):
+        time.sleep(world.dice.uniform(0.05, 0.8))
+        writers.pop(world.dice.randrange(2)).kill()
+        writers.append(world.spawn("write", "writer"))
+        if world.dice.random() < 0.7:
+            writers[-1].wait_ready()
+    for child in (agents, *writers):
+        assert child.stop() == 0, child.tail()
+    verdict = world.verdict()
+    report(f"6 two writers, one killed, {world.database}", kills, verdict)
+    assert not verdict.problems, verdict
+    assert not world.evidence().errors()
+
+
+def test_the_log_is_full_and_drains(sqlite_world: World, report: Report) -> None:
+    """Appends fail and say so, leases are renewed and claimed meanwhile, and a writer makes room again."""
+    world = sqlite_world
+    settings = {**OFF, "wal_bytes": 3 * 1024 * 1024, "lease_seconds": 2.0}
+    child = world.spawn(agents=["one", "two"], large=0.3, batches=0.5, settings=settings)
+    child.wait_ready()
+    child.wait_for(lambda lines: sum(map(is_full, lines)) > 3, "the log is full")
+    full_at = time.monotonic()
+    newcomer = world.spawn(agents=["three"], own_ids=True, settings=settings)
+    newcomer.wait_ready()
+    time.sleep(max(0.0, full_at + 5.0 - time.monotonic()))  # longer than a lease lives without being renewed
+    assert is_full([line for line in child.lines() if line["op"] in ("done", "fail")][-1])
+    writer = world.spawn("write", "writer", settings={"wal_bytes": settings["wal_bytes"]})
+    for each in (child, newcomer):
+        each.wait_for(lambda lines: not is_full([x for x in lines if x["op"] in ("done", "fail")][-1]), "there is room again")
+        each.wait_writes(20)
+    for each in (child, newcomer, writer):
+        assert each.stop() == 0, each.tail()
+    verdict = world.verdict()
+    report("7 the log is full, then drains", 1, verdict)
+    assert not verdict.problems, verdict
+    errors = {(call.error, call.outcome) for call in world.evidence().calls if call.error}
+    assert errors <= {("WalFull", "not_written"), ("BatchFailed", "not_written")}, errors
+
+
+def is_full(line: dict[str, Any]) -> bool:
+    return "WalFull" in (line.get("error"), line.get("cause"))
+
+
+@pytest.mark.parametrize("letters", ["table", "stream"])
+def test_a_row_the_database_refuses(world: World, report: Report, letters: str) -> None:
+    """The others flow, that one is a dead letter (in the stream if the table refuses it too), and readers see it."""
+    first = world.spawn(agents=["one"], steps=1)
+    assert first.wait() == 0, first.tail()
+    refused = ["3.0.0", "6.0.0", "9.0.0"]
+    outside.refuse(world.database_url, refused, letters_too=letters == "stream")
+    child = world.spawn(agents=["one", "two"], threads=2, steps=12)
+    assert child.wait() == 0, child.tail()
+    dead = [(agent, identity) for agent in ("one", "two") for identity in refused]
+    verdict = world.verdict(dead=dead)
+    report(f"8 refused rows, letters in the {letters}, {world.database}", 1, verdict)
+    assert not verdict.problems, verdict
+    assert verdict.dead_letters == len(dead)
+    flushed = [call.result["dead"] for call in world.evidence().of("flush") if call.ended]
+    assert max(flushed, default=0) == len(dead)
