@@ -107,7 +107,7 @@ make_venv() {
 
 install_skialith() {
     say "installing Skialith [$1] and compiling skialith._fastpath (the first time takes a minute or two)"
-    .venv/bin/python -m pip install -q --progress-bar off -e ".[$1]"
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install -q --progress-bar off -e ".[$1]"
 }
 
 check_python

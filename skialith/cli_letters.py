@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Annotated, Any, Literal, NamedTuple, Optional
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -25,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="What the database refused: list, s
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
 Ids = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Argument(metavar="ID...", help="As `list` shows them; the first characters will do.", show_default=False),
 ]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
@@ -54,7 +54,7 @@ class Found(NamedTuple):
 def list_letters(
     config: Config,
     limit: Annotated[
-        Optional[int], typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")
+        int | None, typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -70,11 +70,17 @@ def list_letters(
         rows = table("ID", "AGENT", "RECORD", "GIVEN UP", "IN", "WHY")
         for each in found:
             rows.add_row(
-                each.id, printable(_agent(each)), printable(_record(each)), when(each.letter.dead_us), each.place,
+                each.id,
+                printable(_agent(each)),
+                printable(_record(each)),
+                when(each.letter.dead_us),
+                each.place,
                 printable(each.letter.error),
-            )  # fmt: skip
+            )
         console().print(rows)
-        note("`skialith dead-letters replay ID` stores one after all (when what was wrong is mended), `discard ID` gives it up")
+        note(
+            "`skialith dead-letters replay ID` stores one after all, when what was wrong is mended; `discard ID` drops it"
+        )
     else:
         say(f"no dead letters in the namespace {config.namespace}")
     if more:
@@ -105,7 +111,7 @@ def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")]
     ]
     console().print(facts(rows))
     if letter.record is None:
-        note(f"the message does not decode as a record ({len(letter.raw)} bytes; --json shows them); it cannot be replayed")
+        note(f"the message does not decode as a record ({len(letter.raw)} bytes, in --json); it cannot be replayed")
     else:
         say(json.dumps(_data(letter), indent=2, ensure_ascii=False))
 
@@ -133,7 +139,9 @@ def discard(
         found = _selected(engine, ids, everything)
         if found and not yes:
             if not sys.stdin.isatty():
-                raise InvalidArgument("discard asks before it removes a last copy, and here is nobody to ask: give --yes")
+                raise InvalidArgument(
+                    "discard asks before it removes a last copy, and here is nobody to ask: give --yes"
+                )
             question = f"Remove {plural(len(found), 'dead letter')} for good? They are the last copy of these records."
             typer.confirm(question, abort=True)
         failures = _each(found, "discarding", lambda each: _discard(engine, each))
@@ -173,7 +181,9 @@ def _each(found: list[Found], doing: str, act: Callable[[Found], None]) -> list[
     failures: list[tuple[Found, SkialithError]] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     screen = console(error=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal or len(found) < 2) as progress:
+    with Progress(
+        *columns, console=screen, transient=True, disable=not screen.is_terminal or len(found) < 2
+    ) as progress:
         task = progress.add_task(doing, total=len(found))
         for each in found:
             try:
@@ -241,7 +251,7 @@ def _selected(engine: Runtime, ids: list[str] | None, everything: bool) -> list[
 
 
 def _chosen(engine: Runtime, ids: list[str]) -> list[Found]:
-    """The dead letters with these ids; the first characters of an id, or of its key, are enough if only one has them."""
+    """The dead letters with these ids; the first characters of an id, or of its key, are enough if they fit one."""
     found, unread = _every(engine, None)
     chosen: list[Found] = []
     for wanted in ids:
@@ -264,7 +274,11 @@ class NoSuchLetter(SkialithError):
 
 def _warn_unread(unread: StoreUnavailable | None) -> None:
     if unread is not None:
-        say(f"the table dead_letters could not be read, so this is the log's part alone: {unread}", style="yellow", error=True)
+        say(
+            f"the table dead_letters could not be read, so this is the log's part alone: {unread}",
+            style="yellow",
+            error=True,
+        )
 
 
 # ---- telling of them

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -27,8 +27,8 @@ _PEOPLE_EVENTS = 100
 _PEOPLE_AGENTS = 100
 
 DURABILITY = {
-    "process": "an acknowledged record survives kill -9 of agent, writer and nats-server; a power loss can take up to the "
-    "last 2 minutes",
+    "process": "an acknowledged record survives kill -9 of agent, writer and nats-server; a power loss can take up to "
+    "the last 2 minutes",
     "power": "an acknowledged record survives a power loss too: the server syncs it to disk before it answers",
 }
 """What ``durability`` means, in one line each."""
@@ -51,7 +51,13 @@ def status(config: Config, as_json: Json = False) -> None:
 
 def _database(engine: Runtime) -> dict[str, Any]:
     """The database's rows, or why it does not tell."""
-    about: dict[str, Any] = {"kind": engine.store.name, "url": engine.store.url, "ok": True, "error": None, "rows": None}
+    about: dict[str, Any] = {
+        "kind": engine.store.name,
+        "url": engine.store.url,
+        "ok": True,
+        "error": None,
+        "rows": None,
+    }
     try:
         counts = engine.store.counts(engine.config.namespace)
     except StoreError as error:
@@ -110,7 +116,11 @@ def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> l
     lines: list[tuple[str, Any]] = [
         ("namespace", config.namespace),
         ("log", f"{wal.stream} on {where} {wal.server_version}{copies}"),
-        ("", f"{size(wal.bytes)} of {size(wal.max_bytes)} ({wal.bytes / wal.max_bytes:.1%}), {plural(wal.messages, 'message')}"),
+        (
+            "",
+            f"{size(wal.bytes)} of {size(wal.max_bytes)} ({wal.bytes / wal.max_bytes:.1%}), "
+            + plural(wal.messages, "message"),
+        ),
         *[(lag.name, _lag(lag)) for lag in wal.consumers],
     ]
     if not wal.traces:
@@ -142,7 +152,10 @@ def _dead(wal: WalStatus, database: dict[str, Any]) -> str:
 
 def _meaning(config: Config, wal: WalStatus) -> str:
     if wal.replicas > 1 and config.durability == "process":
-        return f"an acknowledged record is on a majority of {wal.replicas} servers; it is lost only if a majority loses power within 2 minutes"
+        return (
+            f"an acknowledged record is on a majority of {wal.replicas} servers; it is lost only if a majority loses power "
+            "within 2 minutes"
+        )
     return DURABILITY[config.durability]
 
 
@@ -156,7 +169,9 @@ def _ago(seconds: float) -> int:
 @takes_settings
 def agents(
     config: Config,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")
+    ] = None,
     after: Annotated[str, typer.Option("--after", metavar="AGENT", help="Only those behind this id.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -180,7 +195,7 @@ def agents(
     if more:
         note(f"more follow: --after {found[-1].agent_id!r}, or --limit")
     if waiting:
-        note(f"{plural(waiting, 'record')} in the log {'is' if waiting == 1 else 'are'} not in the database yet and not counted here")
+        note(f"not counted here: {plural(waiting, 'record')} in the log that the database does not have yet")
 
 
 def _agents(engine: Runtime, after: str) -> Iterator[AgentSummary]:
@@ -213,9 +228,11 @@ class UnknownAgent(SkialithError):
 def history(
     config: Config,
     agent_id: AgentId,
-    limit: Annotated[Optional[int], typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")] = None,
-    after: Annotated[Optional[str], typer.Option("--after", metavar="CURSOR", help="Continue behind this cursor.")] = None,
-    kind: Annotated[Optional[str], typer.Option("--type", metavar="TYPE", help="Only events of this type.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many (default 100; --json: all).")
+    ] = None,
+    after: Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="Continue behind this cursor.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show an agent's events, oldest first, from database and log together (--json: one line each)."""
@@ -293,8 +310,14 @@ def state(config: Config, agent_id: AgentId, as_json: Json = False) -> None:
             }
         )
         return
-    source = {"wal": "the log", "database": "the database", "none": "no checkpoint yet: it starts at step 0"}[now.source]
-    lines: list[tuple[str, Any]] = [("agent", printable(agent_id)), ("step", str(now.step_index)), ("read from", source)]
+    source = {"wal": "the log", "database": "the database", "none": "no checkpoint yet: it starts at step 0"}[
+        now.source
+    ]
+    lines: list[tuple[str, Any]] = [
+        ("agent", printable(agent_id)),
+        ("step", str(now.step_index)),
+        ("read from", source),
+    ]
     if not now.database_ok:
         lines.append(("database", "did not answer; the log alone was read"))
     console().print(facts(lines))

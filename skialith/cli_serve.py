@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from rich.table import Table
 from .cli_settings import takes_settings
 from .cli_show import console, facts, plural, printable, say, size, span
 from .config import Config, redact
-from .errors import ConfigurationError, SkialithError, WalError
+from .errors import ConfigurationError, WalError
 from .runtime import Runtime, acquire
 from .wal.client import WalStatus
 
@@ -49,7 +48,10 @@ def up(
         say(f"  export SKIALITH_DATABASE_URL={engine.config.store_url}")
         if config.namespace != "default":
             say(f"  export SKIALITH_NAMESPACE={config.namespace}")
-        say("\nThe NATS URL holds a token: it is a secret, whoever has it can read and write all records.", style="yellow")
+        say(
+            "\nThe NATS URL holds a token: it is a secret, whoever has it can read and write all records.",
+            style="yellow",
+        )
         say("Ctrl-C stops it; what is acknowledged stays.\n")
         _show_until(stopping, engine, every)
 
@@ -65,6 +67,7 @@ def writer(
     Exit code 0: it stopped when told to (or all is stored); what is not stored yet is safe in the log. 1: the log could
     not be reached at the start. 2: the settings are wrong. A second signal ends it at once.
     """
+    logging.getLogger("skialith").setLevel(logging.INFO)
     with _until_signal() as stopping, _engine(config) as engine:
         names = ", ".join(drain.name for drain in engine.drain_status())
         server = "the embedded server" if config.embedded else redact(config.nats_url or "")
@@ -97,7 +100,7 @@ def _until_signal() -> Iterator[threading.Event]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stopping.is_set():
             raise KeyboardInterrupt
         stopping.set()
@@ -167,7 +170,9 @@ def _panel(engine: Runtime) -> Table:
             rows.append((lag.name, state if lag.records else "up to date"))
     for drain in engine.drain_status():
         trouble = "" if drain.database_ok else f"; the database is away: {printable(drain.last_error)[:200]}"
-        rows.append((f"{drain.name} here", f"{drain.stored:,} stored in {plural(drain.batches, 'batch', 'batches')}{trouble}"))
+        rows.append(
+            (f"{drain.name} here", f"{drain.stored:,} stored in {plural(drain.batches, 'batch', 'batches')}{trouble}")
+        )
     return facts(list(rows))
 
 
@@ -193,11 +198,3 @@ def _drain(stopping: threading.Event, engine: Runtime) -> int:
 
 def _clock() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-def log_to_stderr(level: int) -> None:
-    """Show the engine's own log lines."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
-
-
-__all__ = ["SkialithError", "log_to_stderr", "up", "writer"]

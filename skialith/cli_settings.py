@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ _PANEL = "Settings (before or behind the command; each has its SKIALITH_* variab
 
 def _option(name: str, metavar: str, text: str, kind: Any = str) -> Any:
     option = typer.Option(f"--{name}", metavar=metavar, help=text, show_default=False, rich_help_panel=_PANEL)
-    return Annotated[Optional[kind], option]
+    return Annotated[kind | None, option]
 
 
 SETTINGS: dict[str, Any] = {
@@ -43,14 +43,18 @@ class NothingHere(SkialithError):
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the settings as options; it is called with the ``Config`` first, writer off.
 
-    Given to the command they win over those given before it, and these over the environment.
+    Given to the command they win over those given before it, and these over the environment. A command with a parameter
+    ``given`` gets the names of the settings that were options.
     """
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    wants_given = any(parameter.name == "given" for parameter in own)
+    own = [parameter for parameter in own if parameter.name != "given"]
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        given = {name: values.pop(name) for name in SETTINGS}
-        common: dict[str, Any] = ctx.find_root().obj or {}
-        settings = {**common, **{name: value for name, value in given.items() if value is not None}}
+        settings: dict[str, Any] = dict(ctx.find_root().obj or {})
+        settings.update({name: value for name in SETTINGS if (value := values.pop(name)) is not None})
+        if wants_given:
+            values["given"] = frozenset(settings)
         command(load(**{**settings, "writer": "off"}), **values)
 
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -85,8 +89,8 @@ def _parameters() -> list[inspect.Parameter]:
 def looking(config: Config) -> Iterator[Runtime]:
     """The engine to look with: no writer runs here, and nothing is made that was not there.
 
-    An embedded server that does not run is started, and stops when nobody uses it any more. Raises :class:`NothingHere`,
-    ``WalError`` when the namespace has no log, and what opening a ``SkialithAgent`` raises.
+    An embedded server that does not run is started, and stops when nobody uses it any more. Raises
+    :class:`NothingHere`, ``WalError`` when the namespace has no log, and what opening a ``SkialithAgent`` raises.
     """
     check_something_here(config)
     engine = acquire(config, create=False)

@@ -27,9 +27,11 @@ def console(*, error: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def say(text: str | Text = "", *, style: str = "", error: bool = False) -> None:
-    """One line (or several) for people, never wrapped by force."""
-    console(error=error).print(text, style=style, soft_wrap=True)
+def say(text: str | Text = "", *, style: str = "", error: bool = False, end: str = "\n") -> None:
+    """One line (or several) for people, never wrapped by force; at once, even into a pipe."""
+    screen = console(error=error)
+    screen.print(text, style=style, soft_wrap=True, end=end)
+    screen.file.flush()
 
 
 def note(text: str) -> None:
@@ -43,7 +45,7 @@ def emit(document: Any) -> None:
 
 
 def payload(value: Any) -> Any:
-    """A payload in JSON's own types, as ``agent_traces`` shows it but whole: bytes and the like become objects that say so."""
+    """A payload in JSON's own types, as ``agent_traces`` shows it but whole: bytes become objects that say so."""
     return json.loads(trace_json.to_json(value, limit=sys.maxsize, depth=MAX_PAYLOAD_DEPTH + 2))
 
 
@@ -88,7 +90,7 @@ def span(seconds: float) -> str:
 
 def when(us: int) -> str:
     """Unix microseconds for people: local time to the second."""
-    return datetime.fromtimestamp(us / 1e6).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(us / 1e6, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def iso(us: int) -> str:

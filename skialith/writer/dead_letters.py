@@ -1,11 +1,9 @@
-"""Dead letters: what becomes of a record that the database refuses for its data, or of a message that does not decode."""
+"""Dead letters: what becomes of a record refused for its data, or of a message that does not decode."""
 
 from __future__ import annotations
 
-import logging
 import time
 from hashlib import blake2b
-from typing import Literal
 
 from ..config import ERROR_TEXT_CHARACTERS
 from ..errors import StoreDataError, StoreUnavailable
@@ -13,11 +11,12 @@ from ..records import DeadLetter, Message, Record
 from .batch import Undecodable, decode
 from .sinks import Sink, Source
 
-log = logging.getLogger("skialith.writer")
-
 
 def letter_for(sink: str, namespace: str, message: Message, record: Record | None, error: Exception) -> DeadLetter:
-    """The dead letter of a message that ``error`` speaks against. ``record``: as loaded; None reads its head from the message."""
+    """The dead letter of a message that ``error`` speaks against.
+
+    ``record``: as the sink loaded it; None reads its head from the message, if that decodes.
+    """
     if record is None:
         try:
             record = decode(namespace, message)
@@ -42,19 +41,20 @@ def key_of(message: Message) -> bytes:
     return blake2b(f"{message.subject}\0{message.position.cursor()}".encode(), digest_size=16).digest()
 
 
-def bury(letter: DeadLetter, sink: Sink, source: Source) -> Literal["database", "log"]:
-    """Keep ``letter`` in the database's ``dead_letters``, or in the log's dead-letter stream if the database refuses it.
+def bury(letter: DeadLetter, sink: Sink, source: Source) -> str:
+    """Keep ``letter`` in the database's ``dead_letters``, or in the log's dead-letter stream if that refuses it.
 
-    Returns where it is kept. Raises ``StoreUnavailable`` when the database is merely away, ``WalError`` when the log is:
-    the letter is kept nowhere then and the message stays unacknowledged.
+    Returns where it is kept, for the log line. Raises ``StoreUnavailable`` when the database is merely away,
+    ``WalError`` when the log is: the letter is kept nowhere then and the message stays unacknowledged.
     """
     try:
         sink.bury(letter)
-        return "database"
-    except StoreUnavailable:
+        return "table dead_letters"
+    except StoreUnavailable as error:
         sink.probe()  # Raises when the database is away; when it is not, this letter is what it does not take.
-    except Exception as error:
-        # The letter keeps the record's own error, which is the one that counts, so this one is only logged.
-        log.warning("%s: dead_letters does not take the letter of %s: %s", letter.sink, letter.subject, error)
+        refused: Exception = error
+    except Exception as error:  # noqa: BLE001 - whatever the table has against it, the stream takes it
+        refused = error
+    # The letter keeps the record's own error, which is the one that counts.
     source.bury(letter)
-    return "log"
+    return f"log, because the table dead_letters refused it ({refused})"

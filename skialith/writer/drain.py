@@ -1,4 +1,4 @@
-"""A drain: the thread that moves records from one consumer of the log into one sink, and acknowledges after the commit."""
+"""A drain: the thread that moves records from a consumer of the log into a sink and acknowledges after the commit."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _KEEPER_GRACE_SECONDS = 0.1
 class DrainStatus:
     """What a drain did since it started, and how it is.
 
-    ``name``: its sink. ``stored``: records committed (those that were there already included); ``batches``: transactions.
-    ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records that alone could
-    not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at`` (UTC) stay after a
-    recovery. ``database_ok``: False from the moment the database fails until it takes a record or answers.
+    ``name``: its sink. ``stored``: records committed (those that were there already included); ``batches``:
+    transactions. ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records
+    that alone could not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at``
+    (UTC) stay after a recovery. ``database_ok``: False from a failure of the database until it answers again.
     """
 
     name: str
@@ -66,9 +66,9 @@ def _nothing() -> None:
 class Drain:
     """Pull, decode, one transaction per batch, commit, then acknowledge; for ever, whatever is away.
 
-    ``on_progress`` is called on the drain's thread after every acknowledgement and must return at once. ``before_first`` is
-    called there until it succeeds, before anything is pulled (schema, binding of the log). ``random`` and ``clock`` are for
-    tests. A drain is started once and may be stopped before it started, and twice.
+    ``on_progress`` is called on the drain's thread after every acknowledgement and must return at once.
+    ``before_first`` is called there until it succeeds, before anything is pulled (schema, binding of the log).
+    ``random`` and ``clock`` are for tests. A drain is started once and may be stopped before it started, and twice.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Drain:
         unsettled = self._held.unsettled
         if unsettled:
             log.warning(
-                "%s: stopped with %d records in a transaction that does not end; they stay in the log and are stored later",
+                "%s: stopped while a transaction of %d records hangs; they stay in the log and are stored later",
                 self._sink.name,
                 len(unsettled),
             )
@@ -154,8 +154,8 @@ class Drain:
             while not self._stopping.is_set():
                 try:
                     self.step()
-                except Exception as error:
-                    # A bug. What is held is delivered again after the ack wait; this thread must not end.
+                except Exception as error:  # noqa: BLE001 - a bug is shown, and must not end this thread
+                    # What is held is delivered again after the ack wait.
                     self._held.let_go()
                     self._trouble(error, self._clock())
                     self.pause(self._storing.pause())
@@ -167,7 +167,7 @@ class Drain:
             began = self._clock()
             try:
                 self._before_first()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - shown, and tried until it works
                 self._trouble(error, began, database=True)
                 self.pause(self._storing.pause())
             else:
@@ -193,7 +193,7 @@ class Drain:
         return self._source.pull(WRITER_BATCH_ROWS, WRITER_BATCH_BYTES, WRITER_LINGER_SECONDS, WRITER_POLL_SECONDS)
 
     def decode(self, message: Message) -> Record | None:
-        """The record to be stored; None if there is nothing to store. Raises ``Undecodable``, or what ``Sink.load`` raises."""
+        """The record to be stored; None if there is none. Raises ``Undecodable``, or what ``Sink.load`` raises."""
         return self._sink.load(decode(self._namespace, message), self._source)
 
     def write(self, records: Sequence[Record]) -> None:
@@ -219,7 +219,7 @@ class Drain:
         began = self._clock()
         try:
             messages = self.pull()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - shown, and tried for ever
             self._pulling.failed(error, began)
             self._note(error)
             self.pause(self._pulling.pause())
@@ -231,7 +231,7 @@ class Drain:
             began = self._clock()
             try:
                 self.settle(batch)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - judged there; a bug counts as transient
                 self._failed(batch, error, began)
             else:
                 self._settled(batch)
@@ -272,7 +272,7 @@ class Drain:
     # ---- failures
 
     def _failed(self, batch: Batch, error: Exception, began: float) -> None:
-        """Decide what a failed try means: halve, bury, try again, give the record back alone, or give everything back."""
+        """Decide what a failed try means: halve, bury, try again, give one record back, or give everything back."""
         if isinstance(error, StoreDataError) and batch.refused is None:
             if len(batch.messages) > 1:
                 self._held.halve(batch)
@@ -313,7 +313,7 @@ class Drain:
         self.pause(self._storing.pause())
 
     def _suspect(self, batch: Batch, error: Exception) -> None:
-        """The database answers and takes a probe, but not this batch: find the record that does it and go on without it."""
+        """The database takes a probe, but not this batch: find the record that does it and go on without it."""
         batch.suspected = True
         if len(batch.messages) > 1:
             self._held.halve(batch)
@@ -325,7 +325,7 @@ class Drain:
             return
         self._set_aside(batch, error)
         if self._fruitless:
-            # The second one and nothing stored between: it is the database after all, so nothing is held while it lasts.
+            # The second one and nothing stored between: it is the database after all, so hold nothing while it lasts.
             self._give_back()
             self.pause(self._storing.pause())
         else:
@@ -340,8 +340,8 @@ class Drain:
         self._status = replace(self._status, aside=len(self._aside))
         if count := self._say_aside.due():
             log.warning(
-                "%s: %s at sequence %d cannot be stored though others can: %s. It stays in the log and is tried again in "
-                "%.0f s (%d such since the last of these lines, %d records wait so)",
+                "%s: %s at sequence %d cannot be stored though others can: %s. It stays in the log and is tried again "
+                "in %.0f s (%d such since the last of these lines, %d records wait so)",
                 self._sink.name,
                 message.subject,
                 message.position.seq,
@@ -393,7 +393,7 @@ class Drain:
         try:
             self._sink.ping()
             self._sink.probe()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - this is the answer
             return error
         return None
 

@@ -64,7 +64,7 @@ class Held:
         self._waiting.extend(sorted(messages, key=self._aside.__contains__) if self._aside else messages)
 
     def next(self, decode: Callable[[Message], Record | None]) -> Batch | None:
-        """The next batch to be tried, None at the end; decodes until it is full, so large bodies are held one batch at a time."""
+        """The next batch to be tried, None at the end. Decodes until it is full: large bodies one batch at a time."""
         if self._pieces:
             return self._pieces.popleft()
         messages: list[Message] = []
@@ -77,8 +77,8 @@ class Held:
                 break
             try:
                 record = decode(message)
-            except Exception:
-                # Decoded again next, alone, where its error counts: the others are not to wait for it.
+            except Exception:  # noqa: BLE001 - it comes up again at once, alone
+                # Decoded again next, where its error counts: the others are not to wait for it.
                 self._pieces.append(Batch([message], None))
                 break
             messages.append(message)

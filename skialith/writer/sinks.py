@@ -15,7 +15,7 @@ class Source(Protocol):
     """A consumer of the log. Blocking; one drain's two threads call it."""
 
     def pull(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
-        """Up to ``rows`` messages or ``size`` bytes, at most ``linger`` s after the first; [] after ``wait`` s without one.
+        """Up to ``rows`` messages or ``size`` bytes, ``linger`` s after the first one; [] after ``wait`` s without one.
 
         Raises ``WalError`` when the log cannot be reached. Fetches ahead: the next batch arrives while one is stored.
         """
@@ -109,7 +109,7 @@ class EventSink(_DatabaseSink):
         self._store = store
 
     def load(self, record: Record, source: Source) -> Record | None:
-        """The record with its body, read from the log if it is large; None if it is stored and its body trimmed already."""
+        """The record with its body, from the log if it is large; None if it is stored and its body trimmed already."""
         if record.manifest is None:
             return record
         try:
@@ -126,7 +126,7 @@ class EventSink(_DatabaseSink):
 
 
 class TraceSink(_DatabaseSink):
-    """Events as JSON into ``agent_traces``. A large record's body is not fetched: a marker with its size stands for it."""
+    """Events as JSON into ``agent_traces``; a marker with its size stands for the body of a large record."""
 
     name = "trace_ingest"
 
@@ -134,7 +134,7 @@ class TraceSink(_DatabaseSink):
         super().__init__(store)
         self._store = store
 
-    def load(self, record: Record, source: Source) -> Record | None:
+    def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""
         return record if record.kind == Kind.EVENT else None
 

@@ -255,9 +255,9 @@ class Checker:
                     )
 
     def _alone(self, agent: str, identity: str, positions: dict[tuple[str, str], tuple[int, int]]) -> bool:
-        """Whether the record is stored and only one child ever wrote it."""
+        """Whether the record is stored and only one call was ever about it."""
         fate = self._events.get((agent, identity)) or self._checkpoints.get((agent, identity))
-        return (agent, identity) in positions and fate is not None and len(fate.children) == 1
+        return (agent, identity) in positions and fate is not None and fate.calls == 1
 
     def _epochs(self, claims: dict[str, list[Call]]) -> dict[tuple[str, int], list[Call]]:
         """The writes of each owner, by (child, when its claim began): those that began after it and before its next one."""

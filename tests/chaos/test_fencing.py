@@ -23,8 +23,8 @@ def owner(world: World, **given: object) -> Child:
 def assert_fenced(child: Child) -> None:
     """It ended by itself, and because it was fenced."""
     assert child.wait() == 0, child.tail()
-    last = [line for line in child.lines() if line["op"] in ("done", "fail")][-1]
-    assert "AgentFenced" in (last.get("error"), last.get("cause")), last
+    errors = [(line["error"], line["cause"]) for line in child.lines() if line["op"] == "fail"]
+    assert errors and "AgentFenced" in errors[-1], child.lines()[-3:]
 
 
 def test_an_owner_is_taken_over_while_it_writes(sqlite_world: World, report: Report) -> None:
@@ -38,7 +38,7 @@ def test_an_owner_is_taken_over_while_it_writes(sqlite_world: World, report: Rep
     assert old.stop() == 0, old.tail()
     verdict = world.verdict()
     report("10 taken over while writing", takeovers, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 def test_a_frozen_owner_wakes_up_after_a_takeover(sqlite_world: World, report: Report) -> None:
@@ -59,7 +59,7 @@ def test_a_frozen_owner_wakes_up_after_a_takeover(sqlite_world: World, report: R
             assert new.stop() == 0, new.tail()
     verdict = world.verdict()
     report("10 frozen, taken over, woken", takeovers, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 def test_an_owner_is_fenced_after_the_next_one_released(sqlite_world: World, report: Report) -> None:
@@ -72,7 +72,7 @@ def test_an_owner_is_fenced_after_the_next_one_released(sqlite_world: World, rep
         assert_fenced(old)
     verdict = world.verdict()
     report("10 taken over, then released", takeovers, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 def test_owners_that_take_the_agent_from_each_other(sqlite_world: World, report: Report) -> None:
@@ -85,5 +85,5 @@ def test_owners_that_take_the_agent_from_each_other(sqlite_world: World, report:
     takeovers = sum(1 for call in world.evidence().of("resume") if not call.error)
     verdict = world.verdict()
     report("10 taken from each other", takeovers, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
     assert takeovers > 10

@@ -25,7 +25,7 @@ def test_killed_at_random_and_resumed(world: World, report: Report) -> None:
         child.kill()
     verdict = world.verdict()
     report(f"1 killed at random, {world.database}", kills, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 @pytest.mark.parametrize("point", faults.POINTS)
@@ -41,4 +41,4 @@ def test_killed_at_a_named_point(world: World, report: Report, point: str) -> No
     assert last.wait() == 0, last.tail()
     verdict = world.verdict()
     report(f"2 killed {point}, {world.database}", kills, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)

@@ -23,9 +23,9 @@ from skialith.wal.local import LocalServer, inspect
 from tests.fixtures.local_user import LocalUser, append, is_locked, kill_all, processes, read, wait_gone
 from tests.fixtures.nats import wait_until
 
-from .world import rounds
+from .world import ROUNDS, rounds
 
-pytestmark = pytest.mark.chaos
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(60 + 60 * ROUNDS)]
 
 TIMEOUT = 20.0
 

@@ -20,7 +20,7 @@ def test_fork_with_an_open_agent(world: World, report: Report, first: str) -> No
     world.wait_closed("forked", forks)
     verdict = world.verdict()
     report(f"11 fork, {first} exits first, {world.database}", forks, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 def test_prefork_of_four(world: World, report: Report) -> None:
@@ -32,7 +32,7 @@ def test_prefork_of_four(world: World, report: Report) -> None:
     world.wait_closed("forked", 4 * forks)
     verdict = world.verdict()
     report(f"11 prefork of four, {world.database}", forks, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
 
 
 @pytest.mark.parametrize("ending", ["sys.exit", "raise", "os._exit"])
@@ -44,4 +44,4 @@ def test_a_process_ends_without_close(sqlite_world: World, report: Report, endin
         assert child.wait() == (1 if ending == "raise" else 0), child.tail()
     verdict = world.verdict()
     report(f"12 ends by {ending}", ends, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)

@@ -38,6 +38,6 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
             assert child.stop() == 0, child.tail()
         verdict = world.verdict(limit=8.0)
         report("3 nats-server killed and restarted", kills, verdict)
-        assert not verdict.problems, verdict
+        assert not verdict.problems, str(verdict)
         outcomes = {call.outcome for call in world.evidence().calls if call.error}
         assert outcomes, "no call failed although the server was away for longer than a call may take"

@@ -33,7 +33,7 @@ def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
         assert child.stop() == 0, child.tail()
     verdict = world.verdict()
     report(f"6 two writers, one killed, {world.database}", kills, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
     assert not world.evidence().errors()
 
 
@@ -57,7 +57,7 @@ def test_the_log_is_full_and_drains(sqlite_world: World, report: Report) -> None
         assert each.stop() == 0, each.tail()
     verdict = world.verdict()
     report("7 the log is full, then drains", 1, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
     errors = {(call.error, call.outcome) for call in world.evidence().calls if call.error}
     assert errors <= {("WalFull", "not_written"), ("BatchFailed", "not_written")}, errors
 
@@ -78,7 +78,7 @@ def test_a_row_the_database_refuses(world: World, report: Report, letters: str) 
     dead = [(agent, identity) for agent in ("one", "two") for identity in refused]
     verdict = world.verdict(dead=dead)
     report(f"8 refused rows, letters in the {letters}, {world.database}", 1, verdict)
-    assert not verdict.problems, verdict
+    assert not verdict.problems, str(verdict)
     assert verdict.dead_letters == len(dead)
     flushed = [call.result["dead"] for call in world.evidence().of("flush") if call.ended]
     assert max(flushed, default=0) == len(dead)

@@ -68,7 +68,7 @@ def test_only_config_reads_the_environment(path: Path) -> None:
 
 @each_module
 def test_only_modules_are_imported_from_the_package_itself(path: Path) -> None:
-    """What import-linter cannot see: ``from .. import name`` is fine for a module and a way round the layers otherwise."""
+    """What import-linter cannot see: ``from .. import name`` is fine for a module, else a way round the layers."""
     depth = len(path.relative_to(PACKAGE).parts)
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom) and (

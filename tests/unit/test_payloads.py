@@ -84,7 +84,8 @@ def refusal(value: object) -> str:
 
 def documented() -> list[tuple[str, str]]:
     text = (Path(__file__).parents[2] / "docs" / "PAYLOADS.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| .*?\| `(.+?)` \| `(.+?)` \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| .*?\| `(.+?)` \| `(.+?)` \|$", text, re.MULTILINE)
+    return [row for row in rows if "Fragment" not in row[0] or hasattr(ormsgpack, "Fragment")]
 
 
 @pytest.mark.parametrize(("given", "back"), documented())
@@ -160,9 +161,12 @@ PATHS = [
     (np.array([1j]), "data: ndarray of complex128 is not serializable"),
     (np.array([{1}], dtype=object), "data: ndarray of object is not serializable"),
     (np.array([1, 2]).view(np.matrix), "data: matrix is not serializable"),
-    ([np.datetime64("NaT")], "data[0]: datetime64 is not serializable"),
-    ([ormsgpack.Fragment(b"\x81\xd4\x05x\x01")], "data[0]: Fragment is not serializable (invalid type FixExt1)"),
+    ([np.datetime64("NaT", "s")], "data[0]: datetime64 is not serializable"),
+    (np.array([1, 2]).view(np.ma.MaskedArray), "data: MaskedArray is not serializable"),
 ]
+if hasattr(ormsgpack, "Fragment"):  # not in the last ormsgpack for Python 3.10
+    unreadable = ormsgpack.Fragment(b"\x81\xd4\x05x\x01")
+    PATHS.append(([unreadable], "data[0]: Fragment is not serializable (invalid type FixExt1)"))
 
 
 @pytest.mark.parametrize(("value", "text"), PATHS)

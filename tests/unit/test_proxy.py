@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from random import Random, SystemRandom
+from random import Random
 
 import pytest
 
@@ -70,11 +70,14 @@ def read(connection: socket.socket, count: int) -> bytes:
 
 def test_bytes_pass_in_both_directions_and_so_does_the_end(echo: Echo, proxy: MakeProxy) -> None:
     through = proxy(echo.port)
-    seed = SystemRandom().randrange(10**9)
-    print("seed", seed)
-    data = Random(seed).randbytes(3_000_000)
+    data = Random(1).randbytes(3_000_000)
     with connect(through) as client:
-        sender = threading.Thread(target=lambda: (client.sendall(data), client.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
         sender.start()
         assert read(client, len(data)) == data
         assert client.recv(1) == b""
@@ -143,7 +146,7 @@ def test_a_stalled_direction_holds_bytes_and_sends_them_later(echo: Echo, proxy:
         through.stall()
         client.sendall(b"c")
         client.settimeout(0.2)
-        with pytest.raises(OSError):
+        with pytest.raises(TimeoutError):
             client.recv(1)
         assert echo.received == 2
         assert through.connections == 1
@@ -154,7 +157,7 @@ def test_a_stall_is_felt_by_who_sends_too_much(echo: Echo, proxy: MakeProxy) -> 
     through.stall(direction="up")
     with connect(through) as client:
         client.settimeout(0.5)
-        with pytest.raises(OSError):
+        with pytest.raises(TimeoutError):
             client.sendall(b"x" * (HELD_BYTES + 64 * 1024 * 1024))
 
 
@@ -165,7 +168,7 @@ def test_a_delay_is_per_direction_and_keeps_what_is_behind_it_pipelined(echo: Ec
         began = time.monotonic()
         client.sendall(b"x")
         assert read(client, 1) == b"x"
-        assert 0.1 <= time.monotonic() - began
+        assert time.monotonic() - began >= 0.1
         began = time.monotonic()
         for _ in range(100):
             client.sendall(b"y")
@@ -177,7 +180,7 @@ def test_a_delay_is_per_direction_and_keeps_what_is_behind_it_pipelined(echo: Ec
         began = time.monotonic()
         client.sendall(b"x")
         assert read(client, 1) == b"x"
-        assert 0.03 <= time.monotonic() - began
+        assert time.monotonic() - began >= 0.03
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 100_000])

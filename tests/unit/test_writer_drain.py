@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from random import Random, SystemRandom
+from random import Random
 
 import pytest
 
@@ -21,7 +21,7 @@ from skialith.records import Message, Record
 from skialith.writer.batch import Batch
 from skialith.writer.dead_letters import key_of
 
-from ..fixtures.writer_fakes import NAMESPACE, FakeSource, SteppedDrain, World, message, seqs
+from ..fixtures.writer_fakes import NAMESPACE, FakeSource, SteppedDrain, World, message, seeds, seqs
 
 DIGEST = b"d" * 16
 
@@ -60,13 +60,19 @@ def test_the_order_check_catches_an_acknowledgement_before_the_commit() -> None:
 
 
 def test_progress_is_told_after_the_acknowledgement() -> None:
-    world = World(messages(3), on_progress=lambda: world.journal.append(("progress", [])))
+    left: list[int] = []
+    source: list[FakeSource] = []
+    world = World(messages(3), on_progress=lambda: left.append(len(source[0].due)))
+    source.append(world.source)
     world.drain.step()
-    assert [verb for verb, _ in world.journal] == ["pull", "commit", "ack", "progress"]
+    assert left == [0]
 
 
 def test_a_callback_that_fails_does_not_store_the_batch_again() -> None:
-    world = World(messages(3), on_progress=lambda: 1 / 0)  # type: ignore[arg-type, return-value]
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    world = World(messages(3), on_progress=fail)
     world.run_dry()
     assert [verb for verb, _ in world.journal].count("commit") == 1
     assert "ZeroDivisionError" in world.drain.status().last_error
@@ -85,9 +91,8 @@ def test_one_message_twice_in_one_batch_is_stored_once_and_both_are_acknowledged
 # ---- poison
 
 
-@pytest.mark.parametrize("seed", [SystemRandom().randrange(10**9) for _ in range(5)])
+@pytest.mark.parametrize("seed", seeds(5))
 def test_bisecting_finds_every_poison_record_and_stores_all_others(seed: int) -> None:
-    print("seed", seed)
     random = Random(seed)
     count = random.randrange(1, 200)
     world = World(messages(count), seed=seed)
@@ -110,8 +115,9 @@ def test_bisecting_finds_every_poison_record_and_stores_all_others(seed: int) ->
 def test_a_refused_record_is_no_poison_while_the_database_refuses_a_probe() -> None:
     world = World(messages(1))
     world.database.poison = {1}
-    world.database.error = lambda verb, of: StoreUnavailable("read only") if verb == "probe" else None
-    world.drain.on_pause = lambda: None if world.clock.now < 1005 else setattr(world.database, "error", lambda verb, of: None)
+    world.database.error = lambda verb, of: (
+        StoreUnavailable("read only") if verb == "probe" and world.clock.now < 1005 else None
+    )
     world.run(lambda: bool(world.database.letters))
     assert world.clock.now >= 1005
     assert world.source.due == {}
@@ -123,7 +129,8 @@ def test_a_message_that_does_not_decode_is_buried_at_once_and_its_neighbours_are
     world.drain.step()
     assert world.database.stored_seqs() == [1, 3]
     letter = world.database.letters[key_of(bad)]
-    assert (letter.record, letter.raw, letter.subject, letter.namespace) == (None, b"not a record", bad.subject, NAMESPACE)
+    assert (letter.record, letter.raw, letter.subject) == (None, b"not a record", bad.subject)
+    assert letter.namespace == NAMESPACE
     assert "does not decode" in letter.error and letter.position == bad.position
     assert world.source.due == {}
     world.check_order()
@@ -136,7 +143,9 @@ def test_the_key_of_what_does_not_decode_depends_on_subject_and_position() -> No
     assert key_of(one) == key_of(one._replace(deliveries=9, reply="other", epoch=2))
 
 
-@pytest.mark.parametrize("error", [StoreDataError("1406", code=1406), RuntimeError("bug"), StoreUnavailable("no table")])
+@pytest.mark.parametrize(
+    "error", [StoreDataError("1406", code=1406), RuntimeError("bug"), StoreUnavailable("no table")]
+)
 def test_a_letter_that_the_database_does_not_take_goes_to_the_log(error: Exception) -> None:
     world = World(messages(3))
     world.database.poison = {2}
@@ -227,8 +236,7 @@ def test_messages_are_held_for_the_give_back_time_and_no_longer() -> None:
     held: list[float] = []
     world.drain.on_pause = lambda: held.append(world.clock.now) if not world.source.naks else None
     world.drain.step()
-    assert WRITER_GIVE_BACK_SECONDS - BACKOFF_LONGEST_SECONDS <= held[-1] - 1000
-    assert held[-1] - 1000 <= WRITER_GIVE_BACK_SECONDS + BACKOFF_LONGEST_SECONDS
+    assert abs(held[-1] - 1000 - WRITER_GIVE_BACK_SECONDS) <= BACKOFF_LONGEST_SECONDS
 
 
 def test_a_try_that_hangs_counts_with_its_whole_length() -> None:
@@ -258,7 +266,8 @@ def test_the_status_says_that_the_database_is_away_until_it_answers() -> None:
 
 def test_a_batch_that_loses_the_connection_twice_while_the_database_answers_is_halved() -> None:
     world = World(messages(8))
-    world.database.error = lambda verb, of: StoreConnectionLost("gone away") if verb == "write" and len(of) > 2 else None
+    lost = StoreConnectionLost("gone away")
+    world.database.error = lambda verb, of: lost if verb == "write" and len(of) > 2 else None
     world.drain.step()
     writes = [of for verb, of in world.database.calls if verb == "write"]
     assert writes == [list(range(1, 9))] * 2 + [[1, 2, 3, 4], [1, 2], [3, 4], [5, 6, 7, 8], [5, 6], [7, 8]]
@@ -274,7 +283,9 @@ def test_a_lost_connection_does_not_halve_while_the_database_is_away() -> None:
     assert {len(of) for verb, of in world.database.calls if verb == "write"} == {8}
 
 
-@pytest.mark.parametrize("error", [StoreConnectionLost("gone away"), StoreUnavailable("8025 entry too large"), TypeError("bug")])
+@pytest.mark.parametrize(
+    "error", [StoreConnectionLost("gone away"), StoreUnavailable("8025 entry too large"), TypeError("bug")]
+)
 def test_a_record_that_alone_cannot_be_stored_waits_aside_and_blocks_no_other(error: Exception) -> None:
     world = World(messages(64))
     world.database.error = lambda verb, of: error if verb == "write" and 23 in of else None
@@ -386,10 +397,11 @@ def test_a_log_that_is_away_while_a_body_is_read_stops_only_that_record() -> Non
 def test_large_bodies_are_held_one_batch_at_a_time() -> None:
     size = WRITER_BATCH_BYTES // 2 + 1
     world = World([large(seq, size) for seq in range(1, 8)])
-    world.source.bodies = {seq: b"x" * size for seq in range(1, 8)}
+    world.source.bodies = dict.fromkeys(range(1, 8), b"x" * size)
     world.drain.step()
-    assert [of for verb, of in world.database.calls if verb == "write"] == [[1, 2], [3, 4], [5, 6], [7]]
-    assert [(verb, of) for verb, of in world.journal if verb == "ack"] == [("ack", of) for of in ([1, 2], [3, 4], [5, 6], [7])]
+    batches = [[1, 2], [3, 4], [5, 6], [7]]
+    assert [of for verb, of in world.database.calls if verb == "write"] == batches
+    assert [of for verb, of in world.journal if verb == "ack"] == batches
 
 
 # ---- the log is away, and bugs
@@ -450,9 +462,8 @@ class Weather:
         return None
 
 
-@pytest.mark.parametrize("seed", [SystemRandom().randrange(10**9) for _ in range(12)])
+@pytest.mark.parametrize("seed", seeds(12))
 def test_whatever_fails_every_record_is_stored_once_or_a_dead_letter(seed: int) -> None:
-    print("seed", seed)
     random = Random(seed)
     count = random.randrange(20, 900)
     log = messages(count)

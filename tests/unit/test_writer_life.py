@@ -213,7 +213,7 @@ def test_a_bug_outside_a_batch_does_not_end_the_thread(ends: Ends) -> None:
     assert status.retries == 3 and status.running and "a bug" in status.last_error
 
 
-def test_a_long_transaction_renews_the_ack_wait_of_all_that_is_held(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_transaction_renews_the_ack_wait_of_all_it_holds(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drain_module, "_KEEP_SECONDS", 0.01)
     go = threading.Event()
 

@@ -47,7 +47,7 @@ def test_halves_keep_order_and_leave_nothing_out() -> None:
     assert seqs(one.messages + other.messages) == list(range(7))
     assert seqs(one.rows() + other.rows()) == list(range(7))
     assert one.losses == other.losses == 0
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="halved"):
         Batch(messages[:1], None).halves()
 
 
