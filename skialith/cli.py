@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 import time
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from . import __version__, cli_letters, cli_read, cli_serve
+from . import cli_letters, cli_read, cli_serve
 from .cli_demo import demo
 from .cli_settings import common_settings, looking, takes_settings
 from .cli_show import console, emit, plural, printable, say
@@ -32,7 +33,7 @@ _LEVEL_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 def _version(wanted: bool) -> None:
     if wanted:
-        say(f"skialith {__version__}")
+        say(f"skialith {import_module('skialith').__version__}")
         raise typer.Exit
 
 

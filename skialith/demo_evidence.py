@@ -141,9 +141,6 @@ class Rows(NamedTuple):
     dead_letters: int
 
 
-Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-"""Runs one SELECT with ``%s`` for its values and returns all rows."""
-
 _IDENTITIES = (
     ("agent_events", "record_key"),
     ("agent_events", "agent_id, event_id"),
@@ -183,18 +180,3 @@ def read_rows(query: Query, plan: Plan) -> Rows:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-@contextmanager
-def open_query(config: Config) -> Iterator[Query]:
-    """The configured database, opened with its plain driver and nothing of Skialith's store."""
-    url = config.store_url
-    connection = _sqlite(url) if urlsplit(url).scheme == "sqlite" else _mysql(url)
-
-    def query(sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        with closing(connection.cursor()) as cursor:
-            cursor.execute(sql.replace("%s", "?") if isinstance(connection, sqlite3.Connection) else sql, tuple(values))
-            return list(cursor.fetchall())
-
-    with closing(connection):
-        yield query

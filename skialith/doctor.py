@@ -8,12 +8,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .cli_settings import NothingHere, check_something_here
 from .cli_show import plural, printable, size, span
+from .cli_sql import open_query, sqlite_file
 from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
-from .errors import SkialithError, StoreError, StoreUnavailable, WalError
+from .errors import SkialithError, WalError
 from .stores import open_store
 from .stores.base import Store
 from .wal.api import time_ns
@@ -56,7 +58,7 @@ def examine(config: Config) -> Iterator[Finding]:
     log = _Log(config)
     try:
         yield from log.connect()
-        yield from _database(config, log)
+        yield from _database(config, log.wal_id)
         yield from log.condition()
     finally:
         log.close()
@@ -266,36 +268,66 @@ def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
 # ---- the database
 
 
-def _database(config: Config, log: _Log) -> Iterator[Finding]:
+def _database(config: Config, wal_id: str | None) -> Iterator[Finding]:
+    """Reachable, migrated, bound to this log, writable."""
+    if (file := sqlite_file(config)) is not None and not file.exists():
+        detail = f"{file} is not there yet; the first writer makes it"
+        yield Finding("database", "warn", detail, "start `skialith writer`, or an agent with writer on")
+        return
     try:
         store = open_store(config.store_url, power=config.durability == "power")
     except SkialithError as error:
         yield Finding("database", "fail", str(error), "correct SKIALITH_DATABASE_URL")
         return
     try:
-        yield from _store(config, store, log)
+        yield from _store(config, store, wal_id)
     finally:
         store.close()
 
 
-def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
-    if (away := _failing(store.ping)) is not None:
-        yield Finding(
-            "database",
-            "fail",
-            f"{printable(store.url)} does not answer: {away}",
-            "start it or correct SKIALITH_DATABASE_URL; until then records are safe in the log",
-        )
+def _store(config: Config, store: Store, wal_id: str | None) -> Iterator[Finding]:
+    if (error := _failing(store.ping)) is not None:
+        fix = "start it or correct SKIALITH_DATABASE_URL; until then records are safe in the log"
+        yield Finding("database", "fail", f"{printable(store.url)} does not answer: {error}", fix)
         return
     yield Finding("database", "ok", printable(store.url))
+    if (error := _failing(partial(store.counts, config.namespace))) is not None:
+        fix = "run `skialith migrate` (the first writer does it too)"
+        yield Finding("tables", "warn", f"the tables cannot be read: {error}", fix)
+        return
+    if (error := _failing(store.probe)) is not None:
+        fix = "records wait in the log until this is mended"
+        yield Finding("tables", "fail", f"the database takes no rows: {error}", fix)
+        return
+    counts = store.counts(config.namespace)
+    yield Finding("tables", "ok", f"migrated and writable; {plural(counts.events, 'event')} in this namespace")
+    yield _binding(config, wal_id)
+    if counts.dead_letters:
+        fix = "`skialith dead-letters list` shows them; replay or discard them"
+        yield Finding("dead letters", "warn", f"{counts.dead_letters:,} in the table", fix)
 
 
-def _failing(call: Callable[[], object]) -> StoreError | None:
+def _binding(config: Config, wal_id: str | None) -> Finding:
+    """A database remembers which log feeds a namespace, and refuses another one."""
+    with open_query(config) as query:
+        rows = query("SELECT wal_id FROM wals WHERE namespace = %s", (config.namespace,))
+    if not rows:
+        return Finding("binding", "ok", f"no log feeds the namespace {config.namespace} yet; the first writer's will")
+    bound = rows[0][0].decode() if isinstance(rows[0][0], bytes) else rows[0][0]
+    if wal_id is None or bound == wal_id:
+        return Finding("binding", "ok", f"fed by {bound}")
+    return Finding(
+        "binding",
+        "fail",
+        f"the namespace {config.namespace} is fed by {bound}, and this log is {wal_id}: nothing is stored",
+        "use the server or directory of before, or another namespace; if the old log is gone for good: "
+        "`skialith migrate --adopt-wal`",
+    )
+
+
+def _failing(call: Callable[[], object]) -> SkialithError | None:
     try:
         call()
-    except StoreError as error:
+    except SkialithError as error:
         return error
     return None
-
-
-__all__ = ["Finding", "StoreUnavailable", "examine"]

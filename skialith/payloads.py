@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import date, datetime, time
 from typing import Any, NoReturn
 
 import ormsgpack
@@ -13,11 +14,15 @@ from .config import COMPRESS_ABOVE_BYTES, MAX_PAYLOAD_DEPTH, MAX_RECORD_BYTES
 from .errors import InvalidPayload, RecordTooLarge
 from .records import Codec
 
-_TEXT_KEYS = ormsgpack.OPT_SERIALIZE_PYDANTIC
+# Times go through _foreign because ormsgpack rounds offsets to minutes (+00:19:32 to +00:20, +23:59:59 to +23:60).
+_TEXT_KEYS = ormsgpack.OPT_PASSTHROUGH_DATETIME
+_TIMES = (datetime, date, time)
+# The last ormsgpack for Python 3.10 is 1.12. It ends the whole process at a dataclass with an unset field, a pydantic
+# class and numpy's NaT, so there they go through _foreign too; and it has no Fragment (packed bytes taken as they are).
+_SOUND = hasattr(ormsgpack, "Fragment")
+_TEXT_KEYS |= ormsgpack.OPT_SERIALIZE_PYDANTIC if _SOUND else ormsgpack.OPT_PASSTHROUGH_DATACLASS
 _ANY_KEYS = _TEXT_KEYS | ormsgpack.OPT_NON_STR_KEYS
 _COMPRESSION_LEVEL = 3
-# Fragment takes packed bytes over as they are; ormsgpack 1.12, the last for Python 3.10, has none and packs twice.
-_packed = getattr(ormsgpack, "Fragment", ormsgpack.unpackb)
 # What encode() lets through is far below ormsgpack's own limit of 1022 when it reads.
 _DECODE_DEPTH = 1000
 
@@ -34,7 +39,7 @@ def encode(value: Any, argument: str = "data") -> bytes:
     cost.
     """
     try:
-        body = ormsgpack.packb(value, default=_numpy, option=_TEXT_KEYS)
+        body = ormsgpack.packb(value, default=_foreign, option=_TEXT_KEYS)
         if _fastpath.scan_payload(body, MAX_PAYLOAD_DEPTH):
             return body
     except (TypeError, ValueError):
@@ -61,24 +66,37 @@ def _refuse(value: Any, argument: str, error: Exception | None) -> NoReturn:
 
 
 def _pack(value: Any) -> bytes:
-    return ormsgpack.packb(value, default=_numpy, option=_ANY_KEYS)
+    return ormsgpack.packb(value, default=_foreign, option=_ANY_KEYS)
 
 
 def _unpack(body: bytes) -> Any:
     return ormsgpack.unpackb(body, ext_hook=ormsgpack.Ext, option=ormsgpack.OPT_NON_STR_KEYS)
 
 
-def _numpy(value: Any) -> Any:
-    """Arrays and scalars of numpy. Not by ormsgpack's own option: that reads big-endian arrays as if they were
-    little-endian (wrong numbers, no error) and refuses views that are not contiguous."""
+def _foreign(value: Any) -> Any:
+    """What ormsgpack does not pack itself: times, numpy's arrays and scalars (on Python 3.10 also objects with fields).
+
+    Not ormsgpack's own option for numpy: it reads big-endian arrays as if they were little-endian (wrong numbers, no
+    error) and refuses views that are not contiguous.
+    """
+    if type(value) in _TIMES:
+        return value.isoformat()
     numpy = sys.modules.get("numpy")
-    if numpy is None:
+    if numpy is not None and isinstance(value, (numpy.ndarray, numpy.generic)):
+        return _numbers(numpy, value)
+    fields = payload_faults.fields_of(value)
+    if fields is None:
         raise TypeError
-    if type(value) is numpy.ndarray and not value.dtype.hasobject:
+    return fields
+
+
+def _numbers(numpy: Any, value: Any) -> Any:
+    if value.dtype.hasobject or (value.dtype.kind == "M" and not _SOUND):
+        raise TypeError
+    if type(value) is numpy.ndarray:
         value = numpy.ascontiguousarray(value, value.dtype.newbyteorder("=")) if value.ndim else value[()]
-    elif not isinstance(value, numpy.generic):
-        raise TypeError
-    return _packed(ormsgpack.packb(value, option=ormsgpack.OPT_SERIALIZE_NUMPY))
+    packed = ormsgpack.packb(value, option=ormsgpack.OPT_SERIALIZE_NUMPY)
+    return ormsgpack.Fragment(packed) if _SOUND else ormsgpack.unpackb(packed)
 
 
 def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> tuple[Codec, bytes]:

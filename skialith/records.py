@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import IntEnum
 from typing import Any, Literal, NamedTuple
 
+from . import _fastpath
+
 
 class Kind(IntEnum):
     """What a record is; the number is its form on the wire and in the tables."""
@@ -66,6 +68,16 @@ class Manifest(NamedTuple):
     size: int
     chunks: int
     digest: bytes
+
+
+def decode_record(namespace: str, data: bytes, position: Position) -> Record:
+    """A message's data as a record at its position, without the body of a large one.
+
+    Raises ``ValueError`` saying what is wrong when it is not a record that this Skialith can read.
+    """
+    fields = _fastpath.decode_record(data)
+    manifest = None if fields[9] is None else Manifest(*fields[9])
+    return Record(fields[0], namespace, *fields[1:9], position, manifest)
 
 
 class Trace(NamedTuple):

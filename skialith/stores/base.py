@@ -9,7 +9,11 @@ from ..records import DeadLetter, Position, Record, Trace
 
 
 class AgentSummary(NamedTuple):
-    """One agent as the database knows it. Times are Unix microseconds of the last record; steps of the last checkpoint."""
+    """One agent as the database knows it.
+
+    ``events`` and ``checkpoints``: rows, without dead letters. ``step_index``: of the last checkpoint, 0 without one.
+    ``last_us``: when the log stored the agent's last record, Unix microseconds.
+    """
 
     agent_id: str
     events: int
@@ -62,22 +66,38 @@ class Store(Protocol):
     def ping(self) -> None:
         """Return if the database answers ``SELECT 1``."""
 
-    def probe(self) -> None:
-        """Return if a well-formed record can be inserted now; inserts one and rolls it back."""
+    def probe(self, sink: str | None = None) -> None:
+        """Return if a well-formed record can be inserted now; inserts one and rolls it back.
+
+        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None all three. A row that is
+        refused while this returns is bad itself.
+        """
 
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
-        """The checkpoint with the greatest position, dead letters included, with its whole body; None if there is none."""
+        """The checkpoint with the greatest position, dead letters included, with its whole body; None if there is none.
+
+        The body is None only for a dead letter whose large body was lost.
+        """
 
     def events(
-        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
+        self,
+        namespace: str,
+        agent_id: str,
+        after: Position,
+        up_to: Position | None,
+        limit: int,
+        *,
+        max_bytes: int | None = None,
     ) -> list[tuple[Record, bool]]:
         """Events with ``after`` < position <= ``up_to`` (None: no end), oldest first, at most ``limit``, with whole bodies.
 
-        The flag is True for an event that is a dead letter of the sink ``writer``.
+        The flag is True for an event that is a dead letter of the sink ``writer``; its body is None if it was lost. An event
+        that is both stored and a dead letter is the stored one. ``max_bytes``: the page ends before the body that passes
+        it (but holds one event at least), so then a short page is not the last one; without it, fewer than ``limit`` is.
         """
 
     def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:
-        """Agents with rows, ordered by the bytes of their id, those behind ``after``."""
+        """Agents with rows, dead letters of the writer included, ordered by the bytes of their id, those behind ``after``."""
 
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
@@ -91,7 +111,10 @@ class Store(Protocol):
         """One dead letter, or None."""
 
     def replay_dead_letter(self, letter: DeadLetter, record: Record | None, trace: Trace | None) -> None:
-        """Write what the letter held (record for ``writer``, trace for ``trace_ingest``) and remove it, in one transaction."""
+        """Write what the letter held (record for ``writer``, trace for ``trace_ingest``) and remove it, in one transaction.
+
+        Raises ``InvalidArgument`` if both are None. A letter that is gone already is no error: what it held is written.
+        """
 
     def discard_dead_letter(self, sink: str, key: bytes) -> bool:
         """Remove one dead letter; False if it was not there."""

@@ -17,7 +17,7 @@ def access_options(config: Config, url: str) -> dict[str, Any]:
     it learned of from the cluster.
     """
     options: dict[str, Any] = {}
-    first = urlsplit(url.split(",")[0].strip())
+    first = urlsplit(url.split(",", maxsplit=1)[0].strip())
     if first.username is not None and first.password is not None:
         options["user"], options["password"] = (
             unquote(first.username),

@@ -22,8 +22,8 @@ from ..errors import (
 from ..records import Ack, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
-from .lease import Leases
 from .lane import Ticket
+from .lease import Leases
 from .log import Log
 from .loop import LoopThread
 from .power import check_syncing

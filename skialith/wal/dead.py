@@ -9,8 +9,8 @@ import ormsgpack
 
 from ..config import HISTORY_PAGE_RECORDS
 from ..errors import BodyMissing
-from ..records import DeadLetter, Kind, Position, Record
-from .read import Reader, decode
+from ..records import DeadLetter, Kind, Position, Record, decode_record
+from .read import Reader
 from .stream import Stream
 
 _ERROR_CHARACTERS = 500
@@ -52,7 +52,7 @@ def letter_from(data: bytes, namespace: str) -> DeadLetter:
     _, key, sink, subject, time_ns, seq, code, error, dead_us, raw = ormsgpack.unpackb(data)
     position = Position(time_ns, seq)
     try:
-        record: Record | None = decode(namespace, raw, position)
+        record: Record | None = decode_record(namespace, raw, position)
     except ValueError:
         record = None
     return DeadLetter(key, sink, namespace, subject, position, code, error, dead_us, raw, record)

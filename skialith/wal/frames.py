@@ -91,11 +91,11 @@ def batch(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
         messages.extend((entry.chunk_subject, b"", chunk) for chunk in entry.chunks)
     frames = []
     for number, (subject, headers, data) in enumerate(messages, start=1):
-        headers += f"Nats-Batch-Id: {identity}\r\nNats-Batch-Sequence: {number}\r\n".encode()
         last = number == len(messages)
+        place = f"Nats-Batch-Id: {identity}\r\nNats-Batch-Sequence: {number}\r\n"
         if last:
-            headers += b"Nats-Batch-Commit: 1\r\n"
-        frames.append(_fastpath.hpub(subject, reply if last or number == 1 else "", headers, data))
+            place += "Nats-Batch-Commit: 1\r\n"
+        frames.append(_fastpath.hpub(subject, reply if last or number == 1 else "", headers + place.encode(), data))
     return b"".join(frames)
 
 

@@ -226,7 +226,7 @@ class Log:
                 await self._acknowledge_present(lane, group[0], deadline)
                 return True
             return False
-        await self._refused(lane, group, code, description, deadline)
+        await self._refused(lane, code, description, deadline)
         raise _Retry(f"the server answered {description} ({code})")
 
     async def _check_room(self, size: int) -> None:
@@ -239,7 +239,6 @@ class Log:
     async def _refused(
         self,
         lane: Lane,
-        group: list[Entry],
         code: int,
         description: str,
         deadline: float,

@@ -12,22 +12,14 @@ from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 
-from .. import _fastpath
 from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
-from ..records import NOWHERE, Kind, Manifest, Position, Record
+from ..records import NOWHERE, Kind, Position, Record, decode_record
 from .api import NoResponders, backoff, time_ns
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
 T = TypeVar("T")
-
-
-def decode(namespace: str, data: bytes, position: Position) -> Record:
-    """A message's data as a record at its position. Raises ``ValueError`` when it is not one."""
-    fields = _fastpath.decode_record(data)
-    manifest = Manifest(*fields[9]) if fields[9] is not None else None
-    return Record(fields[0], namespace, *fields[1:9], position, manifest)
 
 
 class Reader:
@@ -147,7 +139,7 @@ class Reader:
         headers = message.headers or {}
         position = Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"]))
         try:
-            return decode(self._stream.namespace, message.data, position)
+            return decode_record(self._stream.namespace, message.data, position)
         except ValueError:
             # Readers pass over what does not decode; the writer makes a dead letter of it.
             return Record(0, self._stream.namespace, "", "", b"", 0, "", 0, 0, b"", position)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import _fastpath
-from ..records import Manifest, Message, Record
+from ..records import Message, Record, decode_record
 
 
 class Undecodable(Exception):
@@ -48,8 +47,6 @@ class Batch:
 def decode(namespace: str, message: Message) -> Record:
     """The record in a message, at its position, without the body of a large one. Raises ``Undecodable``."""
     try:
-        fields = _fastpath.decode_record(message.data)
+        return decode_record(namespace, message.data, message.position)
     except ValueError as error:
         raise Undecodable(f"the message does not decode: {error}") from error
-    manifest = None if fields[9] is None else Manifest(*fields[9])
-    return Record(fields[0], namespace, *fields[1:9], message.position, manifest)

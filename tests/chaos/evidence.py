@@ -18,6 +18,8 @@ import ormsgpack
 from skialith.errors import BatchFailed, SkialithError
 
 SUFFIX = ".evidence"
+APPENDS = ("event", "events", "checkpoint")
+"""The verbs that append."""
 
 
 def digest(value: Any) -> str:
@@ -122,9 +124,9 @@ class Evidence:
     def of(self, *verbs: str) -> Iterator[Call]:
         return (call for call in self.calls if call.verb in verbs)
 
-    def errors(self) -> set[str]:
-        """Names of all errors that calls raised."""
-        return {call.error for call in self.calls if call.error}
+    def errors(self, *verbs: str) -> set[str]:
+        """Names of all errors that calls raised, those of the given verbs."""
+        return {call.error for call in self.calls if call.error and call.verb in verbs}
 
 
 def read(folder: Path) -> Evidence:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from skialith.records import Ack, Message, Record
+from skialith.stores.sql import SqlStore
 from skialith.wal import frames
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.lease import Lease
@@ -112,19 +113,24 @@ def _before_ack(fuse: Fuse) -> None:
 
 
 def _before_commit(fuse: Fuse) -> None:
-    _around_commit(fuse.burn, _nothing)
+    """All rows of the transaction are inserted, nothing is committed."""
+    for name in ("_insert_records", "_insert_traces"):
+        _burn_after(SqlStore, name, fuse)
 
 
 def _after_commit(fuse: Fuse) -> None:
-    _around_commit(_nothing, fuse.burn)
+    for name in ("write_records", "write_traces"):
+        _burn_after(SqlStore, name, fuse)
 
 
-def _around_commit(before: Callable[[], None], after: Callable[[], None]) -> None:
-    raise NotImplementedError
+def _burn_after(owner: type, name: str, fuse: Fuse) -> None:
+    original = getattr(owner, name)
 
+    def method(*arguments: Any) -> None:
+        original(*arguments)
+        fuse.burn()
 
-def _nothing() -> None:
-    return None
+    setattr(owner, name, method)
 
 
 def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:

@@ -128,14 +128,92 @@ def _value(codec: int, body: bytes) -> Any:
 # ---- the database
 
 
+@contextlib.contextmanager
+def database(url: str) -> Iterator[Any]:
+    """``run(sql, arguments)`` on a connection of its own, in autocommit; placeholders are ``?``. Gives all rows."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        file = sqlite3.connect(parts.path[1:], timeout=10, isolation_level=None)
+        try:
+            yield lambda sql, arguments=(): file.execute(sql, arguments).fetchall()
+        finally:
+            file.close()
+        return
+    server = MySQLdb.connect(
+        host=parts.hostname or "",
+        port=parts.port or 3306,
+        user=unquote(parts.username or ""),
+        passwd=unquote(parts.password or ""),
+        db=parts.path[1:],
+        autocommit=True,
+        charset="utf8mb4",
+    )
+
+    def run(sql: str, arguments: tuple[Any, ...] = ()) -> Any:
+        with server.cursor() as cursor:
+            cursor.execute(sql.replace("?", "%s"), arguments or None)
+            return cursor.fetchall()
+
+    try:
+        yield run
+    finally:
+        server.close()
+
+
 def read_tables(url: str, namespace: str) -> Tables:
-    connection = sqlite3.connect(urlsplit(url).path[1:])
+    """Every row of a namespace."""
     tables = Tables()
-    for table, rows in (("agent_events", tables.events), ("agent_checkpoints", tables.checkpoints)):
-        for key, agent, identity, codec, body, t, seq in connection.execute(
-            f"select k, agent, id, codec, body, t, seq from {table} where ns=?", (namespace,)
-        ):
-            value = _value(codec, body)
-            rows.append(Row(agent, identity or value["id"], digest(value), (t, seq), key))
-    tables.traces = [k for k, in connection.execute("select k from agent_traces where ns=?", (namespace,))]
+    with database(url) as run:
+        parts: dict[bytes, bytes] = {}
+        for key, _, data in sorted(run("SELECT parts_key, n, data FROM payload_parts"), key=lambda part: part[:2]):
+            parts[key] = parts.get(key, b"") + data
+        head = "agent_id, {} codec, body, body_parts, store_time_ns, seq, record_key FROM {} WHERE namespace = ?"
+        for row in run("SELECT " + head.format("event_id,", "agent_events"), (namespace,)):
+            tables.events.append(_row(parts, *row))
+        for agent, *rest in run("SELECT " + head.format("", "agent_checkpoints"), (namespace,)):
+            tables.checkpoints.append(_row(parts, agent, "", *rest))
+        tables.traces = [bytes(key) for key, in run("SELECT record_key FROM agent_traces WHERE namespace = ?", (namespace,))]
+        more = head.format("record_id,", "dead_letters").replace("FROM", ", sink, kind, error FROM")
+        for *columns, sink, kind, error in run("SELECT " + more, (namespace,)):
+            row = _row(parts, *columns)
+            place = row.agent, row.identity, row.digest, row.position, row.key
+            tables.letters.append(Letter(*place, sink, KINDS[kind], error))
     return tables
+
+
+def _row(
+    parts: dict[bytes, bytes],
+    agent: bytes | str,
+    record_id: bytes | str,
+    codec: int,
+    body: bytes | None,
+    body_parts: bytes | None,
+    time_ns: int,
+    seq: int,
+    key: bytes,
+) -> Row:
+    data = body if body is not None else parts[body_parts or b""]
+    value = _value(codec, data)
+    return Row(_text(agent), _text(record_id) or value["id"], digest(value), (time_ns, seq), bytes(key))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def refuse(url: str, event_ids: list[str], *, letters_too: bool) -> None:
+    """From now on the database refuses these events for their data, and their dead letters too if asked."""
+    with database(url) as run:
+        for table, column in [("agent_events", "event_id"), ("dead_letters", "record_id")][: 2 if letters_too else 1]:
+            listed = ", ".join(f"X'{event_id.encode().hex()}'" for event_id in event_ids)
+            if url.startswith("sqlite"):
+                run(
+                    f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN CAST(NEW.{column} AS BLOB) IN ({listed}) "
+                    "BEGIN SELECT RAISE(ABORT, 'refused by the test'); END"
+                )
+            else:
+                run(
+                    f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} FOR EACH ROW "
+                    f"IF NEW.{column} IN ({listed}) THEN SIGNAL SQLSTATE '22001' "
+                    "SET MYSQL_ERRNO = 1406, MESSAGE_TEXT = 'refused by the test'; END IF"
+                )

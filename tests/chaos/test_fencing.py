@@ -11,11 +11,13 @@ from .conftest import Report
 from .world import Child, World, rounds
 
 pytestmark = pytest.mark.chaos
+OFF = {"writer": "off"}
+"""A writer of its own would hold records while the child is frozen, and keep the test waiting until they are delivered again."""
 
 
 def owner(world: World, **given: object) -> Child:
     """A child that owns the agent and writes events of its own in a loop."""
-    child = world.spawn(name="owner", agents=["agent"], own_ids=True, batches=0.4, large=0.05, **given)
+    child = world.spawn(name="owner", agents=["agent"], own_ids=True, batches=0.4, large=0.05, settings=OFF, **given)
     child.wait_ready()
     return child
 

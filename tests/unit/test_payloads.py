@@ -142,7 +142,7 @@ PATHS = [
     ({"m": Model.model_validate({"a": 1, "b": [object()]})}, "data.m.b[0]: object is not serializable"),
     ({"m": Model(a={1})}, "data.m.a: set is not serializable"),
     ([Colour.BAD], "data[0].value: frozenset is not serializable"),
-    ([Slotted(1)], "data[0]: Slotted is not serializable ('Slotted' object has no attribute 'b')"),
+    ([Slotted(1)], "data[0]: Slotted is not serializable"),
     ([Point(1)], "data[0]: Point is not serializable"),
     ({"n": 2**64}, "data.n: int is over 64 bits"),
     ({"n": -(2**63) - 1}, "data.n: int is over 64 bits"),

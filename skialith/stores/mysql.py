@@ -1,0 +1,263 @@
+"""The store in MySQL 8, MariaDB 10.6+ or TiDB 7.5+, through mysqlclient."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ..config import (
+    DATABASE_CONNECT_SECONDS,
+    DATABASE_LEAST_PACKET_BYTES,
+    DATABASE_LOCK_SECONDS,
+    DATABASE_MIGRATION_LOCK_SECONDS,
+    DATABASE_MIGRATION_SECONDS,
+    DATABASE_STATEMENT_BYTES,
+    DATABASE_STATEMENT_SECONDS,
+    MAX_ID_CHARACTERS,
+    redact,
+)
+from ..errors import ConfigurationError, StoreDataError, StoreUnavailable
+from . import rows
+from .mysql_errors import translate
+from .pool import Pool
+from .rows import Row
+from .sql import SqlStore
+
+_OPTIONS = ("ssl_ca", "ssl_cert", "ssl_key", "ssl_mode", "unix_socket")
+_SSL_MODES = ("DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+_SQL_MODE = "STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION"
+_TEXT_COLUMNS = {"agent_traces": {"agent_text": "agent_id", "event_text": "event_id"}}
+"""Columns that repeat an id as text, because clients show VARBINARY as hex."""
+
+
+class MySqlStore(SqlStore):
+    """``mysql://user:password@host:port/database``, each part percent-encoded.
+
+    Options behind ``?``: ``unix_socket`` (path), ``ssl_ca``, ``ssl_cert``, ``ssl_key`` (paths), ``ssl_mode`` (one of DISABLED,
+    PREFERRED, REQUIRED, VERIFY_CA, VERIFY_IDENTITY; VERIFY_CA is the default with ``ssl_ca``, REQUIRED with another ssl
+    option). ``localhost`` means TCP; for the socket name it. Raises ``ConfigurationError`` for anything else, and when
+    mysqlclient is not installed. Connects at the first use.
+    """
+
+    name = "mysql"
+    for_update = " FOR UPDATE"
+    table_exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
+
+    def __init__(self, url: str) -> None:
+        self.url = redact(url)
+        self._driver = _driver()
+        self._arguments = _arguments(url, self.url)
+        self._pool: Pool[Any] = Pool(
+            self._connect, lambda connection: connection.close(), alive=self._alive, inherit=_detach
+        )
+
+    @contextmanager
+    def reading(self) -> Iterator[_Session]:
+        """Autocommit: a snapshot kept between two queries has returned an old checkpoint as the current one."""
+        with self._errors(), self._pool.connection() as connection:
+            yield _Session(connection)
+
+    @contextmanager
+    def writing(self) -> Iterator[_Session]:
+        """One transaction."""
+        with self._errors(), self._pool.connection() as connection:
+            connection.query("START TRANSACTION")
+            try:
+                yield _Session(connection)
+                connection.commit()
+            except BaseException:
+                with suppress(self._driver.MySQLError):
+                    connection.rollback()
+                raise
+
+    @contextmanager
+    def migrating(self) -> Iterator[_Session]:
+        """A connection of its own that holds the server-wide lock of this database's schema and may work for long.
+
+        The lock ends with the connection, whatever ends it.
+        """
+        with self._errors():
+            connection = self._connect(statement_seconds=DATABASE_MIGRATION_SECONDS)
+            try:
+                session = _Session(connection)
+                name = "skialith:" + blake2b(self._arguments["database"].encode(), digest_size=16).hexdigest()
+                if session.rows("SELECT GET_LOCK(?, ?)", (name, DATABASE_MIGRATION_LOCK_SECONDS))[0][0] != 1:
+                    raise StoreUnavailable(
+                        f"another process has been migrating {self.url} for over {DATABASE_MIGRATION_LOCK_SECONDS} s; wait "
+                        "for it, or look for it with SHOW PROCESSLIST"
+                    )
+                yield session
+            finally:
+                with suppress(self._driver.MySQLError):
+                    connection.close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._driver.MySQLError as error:
+            raise translate(error, self.url) from error
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise StoreDataError(f"{self.url} cannot take a value: {error}") from error
+
+    def _connect(self, *, statement_seconds: int = DATABASE_STATEMENT_SECONDS) -> Any:
+        try:
+            connection = self._driver.connect(
+                **self._arguments,
+                connect_timeout=DATABASE_CONNECT_SECONDS,
+                read_timeout=statement_seconds,
+                write_timeout=statement_seconds,
+                charset="utf8mb4",
+                sql_mode=_SQL_MODE,
+                binary_prefix=True,
+                multi_statements=False,
+                local_infile=0,
+                autocommit=True,
+            )
+            # READ COMMITTED: no gap locks, on which two writers of different keys deadlock; and a query behind an insert
+            # that waited for another transaction must see what that one committed.
+            connection.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            connection.query(f"SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = {DATABASE_LOCK_SECONDS}")
+            (packet,) = _Session(connection).rows("SELECT @@max_allowed_packet")[0]
+        except self._driver.MySQLError as error:
+            raise translate(error, self.url, connecting=True) from error
+        if packet < DATABASE_LEAST_PACKET_BYTES:
+            connection.close()
+            raise StoreUnavailable(
+                f"{self.url} takes packets of {packet} bytes only, Skialith needs {DATABASE_LEAST_PACKET_BYTES}: "
+                "set max_allowed_packet to 16M or more on the server"
+            )
+        connection.longest_statement = min(DATABASE_STATEMENT_BYTES, packet // 2)
+        return connection
+
+    def _alive(self, connection: Any) -> bool:
+        try:
+            connection.ping()
+        except self._driver.MySQLError:
+            return False
+        return True
+
+
+class _Session:
+    """See ``sql.Session``."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def rows(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(_percent(sql), args)
+            return list(cursor.fetchall())
+
+    def run(self, sql: str, args: Sequence[Any] = ()) -> int:
+        with self._connection.cursor() as cursor:
+            return int(cursor.execute(_percent(sql), args))
+
+    def insert(self, table: str, columns: Sequence[str], values: Iterable[Row]) -> None:
+        texts = _TEXT_COLUMNS.get(table)
+        if texts is not None:
+            sources = [columns.index(source) for source in texts.values()]
+            values = [(*row, *(row[source][:MAX_ID_CHARACTERS] for source in sources)) for row in values]
+            columns = (*columns, *texts)
+        with self._connection.cursor() as cursor:
+            # The driver makes this one statement of many rows, as many as its length allows.
+            cursor.max_stmt_length = self._connection.longest_statement
+            cursor.executemany(_insert(table, tuple(columns)), values)
+
+
+@lru_cache(maxsize=None)
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    """Never INSERT IGNORE, which makes a row fit by cutting its values; a row that is there is "updated" to what it is."""
+    marks = ", ".join(["%s"] * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON DUPLICATE KEY UPDATE {columns[0]} = {columns[0]}"
+
+
+@lru_cache(maxsize=256)
+def _percent(sql: str) -> str:
+    return sql.replace("?", "%s")
+
+
+def _detach(connection: Any) -> None:
+    """In a forked child: put an inherited connection's socket out of its reach.
+
+    Nothing that happens to the connection here can then reach the server; and when the parent is killed the server sees
+    the socket closed and ends the parent's transaction, which would otherwise hold its locks as long as this child lives.
+    """
+    with suppress(Exception):
+        number = connection.fileno()
+        if stat.S_ISSOCK(os.fstat(number).st_mode):
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            os.dup2(null, number, inheritable=False)
+            os.close(null)
+
+
+def _driver() -> Any:
+    try:
+        import MySQLdb
+    except ImportError as error:
+        raise ConfigurationError(
+            f"a mysql:// database needs the driver mysqlclient: pip install 'skialith[mysql]' ({error})"
+        ) from error
+    return MySQLdb
+
+
+def _arguments(url: str, shown: str) -> dict[str, Any]:
+    """The driver's arguments from a URL."""
+    form = "use mysql://user:password@host:3306/database"
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 3306
+    except ValueError as error:
+        raise ConfigurationError(f"database_url {shown!r} cannot be parsed ({error}): {form}") from None
+    database = unquote(parts.path.removeprefix("/"))
+    if not database or "/" in database:
+        raise ConfigurationError(f"database_url {shown!r} names no database: {form}")
+    if parts.fragment:
+        raise ConfigurationError(f"database_url {shown!r} has an unencoded '#': write it as %23")
+    options = _options(parts.query, shown)
+    arguments: dict[str, Any] = {"database": database}
+    if parts.username is not None:
+        arguments["user"] = unquote(parts.username)
+    if parts.password is not None:
+        arguments["password"] = unquote(parts.password)
+    if "unix_socket" in options:
+        arguments["unix_socket"] = options["unix_socket"]
+    else:
+        # The C library takes "localhost" for "the socket at its built-in path", whatever the port.
+        host = parts.hostname or "localhost"
+        arguments["host"] = "127.0.0.1" if host == "localhost" else unquote(host)
+        arguments["port"] = port
+    arguments.update(_tls(options, shown))
+    return arguments
+
+
+def _options(query: str, shown: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in _OPTIONS:
+            raise ConfigurationError(f"database_url {shown!r} has the unknown option {name!r}; known: {', '.join(_OPTIONS)}")
+        if not value:
+            raise ConfigurationError(f"database_url {shown!r}: the option {name!r} is empty")
+        options[name] = value
+    return options
+
+
+def _tls(options: dict[str, str], shown: str) -> dict[str, Any]:
+    files = {name: options[f"ssl_{name}"] for name in ("ca", "cert", "key") if f"ssl_{name}" in options}
+    for path in files.values():
+        if not os.path.exists(path):
+            raise ConfigurationError(f"database_url {shown!r}: there is no file {path!r}")
+    mode = options.get("ssl_mode", "VERIFY_CA" if "ca" in files else "REQUIRED" if files else "").upper()
+    if mode and mode not in _SSL_MODES:
+        raise ConfigurationError(f"database_url {shown!r}: ssl_mode {mode!r} is none of {', '.join(_SSL_MODES)}")
+    return {**({"ssl": files} if files else {}), **({"ssl_mode": mode} if mode else {})}

@@ -1,0 +1,305 @@
+"""Reading back: pages of events, the last checkpoint, agents and dead letters, with large payloads put together again.
+
+Readers run without a transaction. What they read never changes, except that a dead letter may be replayed or discarded at
+any moment; so dead letters are always read first (one that is replayed meanwhile is then seen twice, not never).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from ..errors import StoreUnavailable
+from ..records import DeadLetter, Kind, Position, Record
+from . import rows
+from .base import AgentSummary
+from .rows import Row
+
+WRITER = "writer"
+TRACE_INGEST = "trace_ingest"
+
+_KEYS_PER_QUERY = 500
+_PARTS_PER_QUERY = 8
+_TRIES = 5
+_EVENTS = ", ".join(rows.EVENT_COLUMNS)
+_CHECKPOINTS = ", ".join(rows.CHECKPOINT_COLUMNS)
+_LETTERS = ", ".join(rows.DEAD_LETTER_COLUMNS)
+_NEWEST = "ORDER BY store_time_ns DESC, seq DESC LIMIT 1"
+_OLDEST = "ORDER BY store_time_ns, seq LIMIT ?"
+_RAW = slice(9, 12)
+_LETTER_BODY = slice(-6, -3)
+_BODY = slice(-3, None)
+
+T = TypeVar("T")
+
+
+class Queries(Protocol):
+    """What reading needs of a connection."""
+
+    def rows(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
+        """All rows of a query. Placeholders are ``?``."""
+
+
+class _PartsMissing(Exception):
+    """Parts of a payload are not there."""
+
+
+def stored(session: Queries, namespace: str, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of ``keys`` that have a row, or a dead letter of the writer."""
+    found: set[bytes] = set()
+    for some in _some(keys):
+        within = f"record_key IN ({_marks(some)}) AND namespace = ?"
+        dead = session.rows(f"SELECT record_key FROM dead_letters WHERE sink = ? AND {within}", (WRITER, *some, namespace))
+        found.update(row[0] for row in dead)
+        for table in ("agent_events", "agent_checkpoints"):
+            found.update(row[0] for row in session.rows(f"SELECT record_key FROM {table} WHERE {within}", (*some, namespace)))
+    return found
+
+
+# ---- checkpoints
+
+
+def latest_checkpoint(session: Queries, namespace: str, agent_id: str) -> Record | None:
+    """The checkpoint with the greatest position, dead letters included."""
+
+    def newest() -> Record | None:
+        letters = session.rows(
+            f"SELECT {_LETTERS} FROM dead_letters WHERE namespace = ? AND agent_id = ? AND sink = ? AND kind = ? {_NEWEST}",
+            (namespace, agent_id, WRITER, int(Kind.CHECKPOINT)),
+        )
+        found = session.rows(
+            f"SELECT {_CHECKPOINTS} FROM agent_checkpoints WHERE namespace = ? AND agent_id = ? {_NEWEST}",
+            (namespace, agent_id),
+        )
+        row = rows.to_checkpoint(found[0], None) if found else None
+        dead = rows.to_letter(letters[0], b"", None).record if letters else None
+        if dead is not None and (row is None or dead.position > row.position):
+            return dead._replace(body=_body(session, letters[0][_LETTER_BODY]))
+        return None if row is None else row._replace(body=_whole(session, row, found[0][_BODY]))
+
+    return _unmoved(newest, agent_id)
+
+
+# ---- events
+
+
+class _Place(NamedTuple):
+    """One event of a page before it is loaded; ``size`` is that of its body."""
+
+    position: Position
+    key: bytes
+    size: int
+    dead: bool
+
+
+def events(
+    session: Queries,
+    agent: tuple[str, str],
+    after: Position,
+    up_to: Position | None,
+    limit: int,
+    max_bytes: int | None,
+) -> list[tuple[Record, bool]]:
+    """A page of the events of ``agent`` (namespace, agent id) with the dead ones among them."""
+
+    def page() -> list[tuple[Record, bool]]:
+        places = sorted(_places(session, agent, after, up_to, limit))[:limit]
+        return _load(session, _first(places, max_bytes))
+
+    return _unmoved(page, agent[1])
+
+
+def _places(
+    session: Queries, agent: tuple[str, str], after: Position, up_to: Position | None, limit: int
+) -> Iterator[_Place]:
+    """The page's events in no order: the first ``limit`` of each table."""
+    within, args = _between(after, up_to)
+    dead = session.rows(
+        "SELECT store_time_ns, seq, record_key, body_bytes FROM dead_letters WHERE namespace = ? AND agent_id = ? "
+        f"AND sink = ? AND kind = ? AND {within} AND NOT EXISTS "
+        f"(SELECT 1 FROM agent_events WHERE agent_events.record_key = dead_letters.record_key) {_OLDEST}",
+        (*agent, WRITER, int(Kind.EVENT), *args, limit),
+    )
+    alive = session.rows(
+        "SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events WHERE namespace = ? AND agent_id = ? "
+        f"AND {within} {_OLDEST}",
+        (*agent, *args, limit),
+    )
+    keys = {key for _, _, key, _ in alive}
+    for time_ns, seq, key, size in alive:
+        yield _Place(Position(time_ns, seq), key, size, False)
+    for time_ns, seq, key, size in dead:
+        if key not in keys:
+            yield _Place(Position(time_ns, seq), key, size, True)
+
+
+def _first(places: list[_Place], max_bytes: int | None) -> list[_Place]:
+    """Those whose bodies stay within ``max_bytes``, but one at least."""
+    size = 0
+    for n, place in enumerate(places):
+        size += place.size
+        if n and max_bytes is not None and size > max_bytes:
+            return places[:n]
+    return places
+
+
+def _load(session: Queries, places: list[_Place]) -> list[tuple[Record, bool]]:
+    """The whole records. Raises ``_PartsMissing`` if a dead one is gone."""
+    found: dict[bytes, Record] = {}
+    for row in _by_key(session, f"{_LETTERS} FROM dead_letters", [place.key for place in places if place.dead], WRITER):
+        dead = rows.to_letter(row, b"", None).record
+        if dead is not None:
+            found[dead.key] = dead._replace(body=_body(session, row[_LETTER_BODY]))
+    for row in _by_key(session, f"{_EVENTS} FROM agent_events", [place.key for place in places if not place.dead]):
+        event = rows.to_event(row, None)
+        found[event.key] = event._replace(body=_whole(session, event, row[_BODY]))
+    if any(place.key not in found for place in places):
+        raise _PartsMissing
+    return [(found[place.key], place.dead) for place in places]
+
+
+def _by_key(session: Queries, what: str, keys: Sequence[bytes], sink: str | None = None) -> Iterator[Row]:
+    where, args = ("", ()) if sink is None else ("sink = ? AND ", (sink,))
+    for some in _some(keys):
+        yield from session.rows(f"SELECT {what} WHERE {where}record_key IN ({_marks(some)})", (*args, *some))
+
+
+def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, ...]]:
+    """The condition after < position <= up_to. Not as a comparison of pairs: for that MySQL does not use an index."""
+    sql = "store_time_ns >= ? AND (store_time_ns > ? OR seq > ?)"
+    args: tuple[int, ...] = (after.time_ns, after.time_ns, after.seq)
+    if up_to is not None:
+        sql += " AND store_time_ns <= ? AND (store_time_ns < ? OR seq <= ?)"
+        args += (up_to.time_ns, up_to.time_ns, up_to.seq)
+    return sql, args
+
+
+# ---- agents
+
+
+class _Group(NamedTuple):
+    count: int
+    last_ns: int
+
+
+def agents(session: Queries, namespace: str, after: str, limit: int) -> list[AgentSummary]:
+    """Agents with rows in any table, ordered by the bytes of their id."""
+    found: dict[bytes, dict[str, _Group]] = {}
+    for table in ("dead_letters", "agent_events", "agent_checkpoints"):
+        alone = f" AND sink = '{WRITER}'" if table == "dead_letters" else ""
+        groups = session.rows(
+            f"SELECT agent_id, COUNT(*), MAX(store_time_ns) FROM {table} WHERE namespace = ? AND agent_id > ?{alone} "
+            "GROUP BY agent_id ORDER BY agent_id LIMIT ?",
+            (namespace, after, limit),
+        )
+        for agent_id, count, last_ns in groups:
+            found.setdefault(rows.text(agent_id).encode(), {})[table] = _Group(count, last_ns)
+    none = _Group(0, 0)
+    return [
+        AgentSummary(
+            agent_id=key.decode(),
+            events=found[key].get("agent_events", none).count,
+            checkpoints=found[key].get("agent_checkpoints", none).count,
+            step_index=_step(session, (namespace, key.decode()), found[key].keys()),
+            last_us=max(group.last_ns for group in found[key].values()) // 1000,
+        )
+        for key in sorted(found)[:limit]
+    ]
+
+
+def _step(session: Queries, agent: tuple[str, str], tables: Iterable[str]) -> int:
+    """The step of the last checkpoint, dead letters included; 0 without one."""
+    newest: list[Row] = []
+    columns = "SELECT store_time_ns, seq, step_index FROM"
+    if "dead_letters" in tables:
+        where = "namespace = ? AND agent_id = ? AND sink = ? AND kind = ?"
+        newest += session.rows(f"{columns} dead_letters WHERE {where} {_NEWEST}", (*agent, WRITER, int(Kind.CHECKPOINT)))
+    if "agent_checkpoints" in tables:
+        newest += session.rows(f"{columns} agent_checkpoints WHERE namespace = ? AND agent_id = ? {_NEWEST}", agent)
+    return int(max(newest, default=(0, 0, 0))[2])
+
+
+# ---- dead letters
+
+
+def letters(
+    session: Queries, namespace: str, sink: str | None, since: Position | None, limit: int
+) -> list[DeadLetter]:
+    """Dead letters, oldest first by position."""
+    where, args = "namespace = ?", [namespace]
+    if sink is not None:
+        where, args = f"{where} AND sink = ?", [*args, sink]
+    start: tuple[int, ...] = ()
+    if since is not None:
+        where += " AND store_time_ns >= ? AND (store_time_ns > ? OR seq >= ?)"
+        start = (since.time_ns, since.time_ns, since.seq)
+    found = session.rows(f"SELECT {_LETTERS} FROM dead_letters WHERE {where} {_OLDEST}", (*args, *start, limit))
+    return [letter for letter in (_letter(session, row) for row in found) if letter is not None]
+
+
+def letter(session: Queries, sink: str, key: bytes) -> DeadLetter | None:
+    """One dead letter, or None."""
+    found = session.rows(f"SELECT {_LETTERS} FROM dead_letters WHERE sink = ? AND record_key = ?", (sink, key))
+    return _letter(session, found[0]) if found else None
+
+
+def _letter(session: Queries, row: Row) -> DeadLetter | None:
+    """The letter of a row with its payloads; None if it was replayed or discarded since the row was read."""
+    try:
+        return rows.to_letter(row, _body(session, row[_RAW]) or b"", _body(session, row[_LETTER_BODY]))
+    except _PartsMissing:
+        return None
+
+
+# ---- payloads
+
+
+def _body(session: Queries, columns: Row) -> bytes | None:
+    """The payload behind its three columns (inline, size, key of the parts); None if there is none.
+
+    Raises ``_PartsMissing``. Read a few parts at a time, because the driver holds a whole answer in memory beside it.
+    """
+    inline, size, parts_key = columns
+    if parts_key is None:
+        return None if inline is None else bytes(inline)
+    pieces: list[bytes] = []
+    for start in range(0, rows.part_count(size), _PARTS_PER_QUERY):
+        found = session.rows(
+            "SELECT data FROM payload_parts WHERE parts_key = ? AND n >= ? AND n < ? ORDER BY n",
+            (parts_key, start, start + _PARTS_PER_QUERY),
+        )
+        pieces.extend(row[0] for row in found)
+    if sum(map(len, pieces)) != size:
+        raise _PartsMissing
+    return b"".join(pieces)
+
+
+def _whole(session: Queries, record: Record, columns: Row) -> bytes | None:
+    """The payload of a stored row, whose parts are never removed."""
+    try:
+        return _body(session, columns)
+    except _PartsMissing:
+        raise StoreUnavailable(
+            f"{rows.describe(record)}: its row is there, but parts of its payload are missing from payload_parts; something "
+            "other than Skialith deleted them, restore them from a backup",
+            retryable=False,
+        ) from None
+
+
+def _unmoved(read: Callable[[], T], agent_id: str) -> T:
+    """What ``read`` returns, tried again when a dead letter was replayed or discarded under it."""
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except _PartsMissing:
+            continue
+    raise StoreUnavailable(f"agent {agent_id!r}: its dead letters changed {_TRIES} times while they were read; read again")
+
+
+def _some(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        yield keys[start : start + _KEYS_PER_QUERY]
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ", ".join("?" * len(values))
