@@ -13,7 +13,7 @@ import typer
 
 from . import cli_letters, cli_read, cli_serve
 from .cli_demo import demo
-from .cli_settings import common_settings, looking, takes_settings
+from .cli_settings import changing, common_settings, takes_settings
 from .cli_show import console, emit, plural, printable, say
 from .config import Config
 from .doctor import examine
@@ -47,7 +47,6 @@ def _program(
     """The write-ahead log for AI agents."""
 
 
-@app.command()
 @takes_settings
 def migrate(
     config: Config,
@@ -55,7 +54,10 @@ def migrate(
         bool, typer.Option("--adopt-wal", help="Let this log feed the namespace from now on, in place of another one.")
     ] = False,
 ) -> None:
-    """Bring the database's schema up to date; any number of processes may do this at once."""
+    """Bring the database's schema up to date.
+
+    The first writer does it too; any number of processes may do it at once.
+    """
     store = open_store(config.store_url, power=config.durability == "power")
     try:
         with console(error=True).status(f"migrating {store.url}"):
@@ -67,31 +69,32 @@ def migrate(
         f"{store.url}: applied {plural(len(applied), 'migration')} ({names})" if applied else f"{store.url}: up to date"
     )
     if adopt_wal:
-        with looking(config) as engine:
+        with changing(config) as engine:
             wal_id = engine.wal.stream.wal_id
             engine.store.bind_wal(config.namespace, wal_id, adopt=True)
         say(f"the namespace {config.namespace} is fed by {wal_id} from now on")
 
 
-@app.command()
 @takes_settings
 def traces(
     config: Config,
     switch: Annotated[str, typer.Argument(metavar="on|off", help="Whether events become rows of agent_traces.")],
 ) -> None:
-    """Switch agent_traces on or off for the whole namespace."""
+    """Switch agent_traces on or off for a namespace."""
     if switch not in ("on", "off"):
         raise InvalidArgument(f"traces {switch!r}: use on or off", argument="switch")
-    with looking(config) as engine:
+    with changing(config) as engine:
         stream, timeout = engine.wal.stream, config.timeout
         engine.wal.call(lambda: stream.set_traces(switch == "on", time.monotonic() + timeout), timeout)
     say(f"traces are {switch} for the namespace {config.namespace}")
 
 
-@app.command()
 @takes_settings
 def doctor(config: Config, as_json: cli_read.Json = False) -> None:
-    """Check everything Skialith stands on, and say what to do about what is wrong."""
+    """Check everything, and say what to do about what is wrong.
+
+    It changes nothing. Exit code 1 if a check fails.
+    """
     findings = []
     for finding in examine(config):
         findings.append(finding)
@@ -107,14 +110,18 @@ def doctor(config: Config, as_json: cli_read.Json = False) -> None:
     failed = sum(finding.level == "fail" for finding in findings)
     if not as_json:
         warned = sum(finding.level == "warn" for finding in findings)
-        say(f"\n{plural(failed, 'failure')}, {plural(warned, 'warning')}" if failed or warned else "\nall is well")
+        found = [plural(count, name) for count, name in ((failed, "failure"), (warned, "warning")) if count]
+        say(f"\n{' and '.join(found) or 'all is well'}")
     if failed:
         raise typer.Exit(1)
 
 
-for _command in (demo, cli_serve.up, cli_serve.writer):
-    app.command()(_command)
-for _command in (cli_read.status, cli_read.agents, cli_read.history, cli_read.state):
+_IN_ORDER = (
+    *(demo, cli_serve.up, cli_serve.writer),
+    *(cli_read.status, cli_read.agents, cli_read.history, cli_read.state),
+    *(doctor, migrate, traces),
+)
+for _command in _IN_ORDER:
     app.command()(_command)
 app.add_typer(cli_letters.app, name="dead-letters")
 
@@ -129,7 +136,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        app()
+        app(prog_name="skialith")
     except (ConfigurationError, InvalidArgument) as error:
         _fail(error, 2)
     except SkialithError as error:

@@ -22,10 +22,11 @@ import typer
 from . import demo_agent
 from .cli_read import DURABILITY
 from .cli_settings import agent_of, takes_settings
-from .cli_show import console, facts, say, table
+from .cli_show import facts, say, show, table
+from .cli_sql import open_query
 from .config import Config, redact
 from .demo_agent import MID_CALL, PLAN, UNCHECKPOINTED, Orders
-from .demo_evidence import Evidence, Plan, Rows, Verdict, judge, open_query, read_calls, read_rows
+from .demo_evidence import Evidence, Plan, Rows, Verdict, judge, read_calls, read_rows
 from .errors import SkialithError
 from .runtime import acquire
 from .wal.client import WalStatus
@@ -47,9 +48,10 @@ def demo(
     ] = 3,
     given: frozenset[str] = frozenset(),
 ) -> None:
-    """Kill an agent in the middle of its work, twice, start it again, and count from outside what was lost or doubled.
+    """Kill an agent twice, let it resume, and count what is left.
 
-    It works in a temporary directory and removes it; give --directory to keep what it made.
+    The agent is a real process, killed with SIGKILL in the middle of an LLM call and between save_event and checkpoint;
+    what was lost or doubled is then counted from outside. Exit code 1 if anything is not as promised. It works in a temporary directory and removes it; give --directory to keep what it made.
     """
     run = secrets.token_hex(3)
     between = min(crash_at + _STEPS_BETWEEN_KILLS, len(PLAN))
@@ -172,7 +174,7 @@ class _Story:
             watchdog.start()
             try:
                 say(f"\nProcess {number} (pid {process.pid})", style="bold")
-                code = self._follow(process, json.dumps(orders))
+                code = self._follow(process, json.dumps(orders._asdict()))
             finally:
                 watchdog.cancel()
                 process.kill()
@@ -237,10 +239,10 @@ class _Story:
                 if not unstored or time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
+            with agent_of(engine, plan.agent_id) as agent:
+                state = agent.peek()
         finally:
             engine.release()
-        with agent_of(config, plan.agent_id) as agent:
-            state = agent.peek()
         with open_query(config) as query:
             rows = read_rows(query, plan)
         evidence = Evidence(
@@ -274,9 +276,7 @@ class _Story:
         )
         say("We kill it with SIGKILL in two bad moments, start it again, and then count from outside.\n")
         log = redact(config.nats_url) if config.nats_url else "an embedded nats-server"
-        console().print(
-            facts([("log", f"{log}, namespace {config.namespace}"), ("database", redact(config.store_url))])
-        )
+        show(facts([("log", f"{log}, namespace {config.namespace}"), ("database", redact(config.store_url))]))
 
     def _say_evidence(self, evidence: Evidence, rows: Rows, wal: WalStatus) -> None:
         plan = self._plan
@@ -298,14 +298,15 @@ class _Story:
             f"stream {wal.stream}, {wal.messages} messages left",
         )
         shown.add_row("dead letters", str(evidence.dead_letters), "records that the database refused")
-        console().print(shown)
+        show(shown)
         durability = self._config.durability
         p50, p95, p99 = (_percentile(self._nanoseconds, share) for share in (0.50, 0.95, 0.99))
         say(
             f"\nsave_event() over {len(self._nanoseconds):,} calls: p50 {p50} us, p95 {p95} us, p99 {p99} us",
             style="bold",
         )
-        say(f"with durability {durability!r}: {DURABILITY[durability]}; the writer worked in the same process")
+        say(f"durability {durability!r}: {DURABILITY[durability]}")
+        say("(the writer stored them from the same process meanwhile)")
 
 
 _WHY = {

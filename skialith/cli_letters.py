@@ -13,8 +13,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from . import payloads
-from .cli_settings import looking, takes_settings
+from .cli_settings import changing, looking, takes_settings
 from .cli_show import console, emit, facts, iso, note, payload, plural, printable, say, table, when
+from .cli_show import show as show_table
 from .config import Config
 from .errors import InvalidArgument, SkialithError, StoreUnavailable
 from .records import DeadLetter, Kind, Position
@@ -77,7 +78,7 @@ def list_letters(
                 each.place,
                 printable(each.letter.error),
             )
-        console().print(rows)
+        show_table(rows)
         note(
             "`skialith dead-letters replay ID` stores one after all, when what was wrong is mended; `discard ID` drops it"
         )
@@ -109,7 +110,7 @@ def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")]
         ("given up", when(letter.dead_us)),
         ("error", printable(f"{letter.error} (code {letter.error_code})" if letter.error_code else letter.error)),
     ]
-    console().print(facts(rows))
+    show_table(facts(rows))
     if letter.record is None:
         note(f"the message does not decode as a record ({len(letter.raw)} bytes, in --json); it cannot be replayed")
     else:
@@ -120,7 +121,7 @@ def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")]
 @takes_settings
 def replay(config: Config, ids: Ids = None, everything: All = False) -> None:
     """Store dead letters after all, and remove them from where they were kept."""
-    with looking(config) as engine:
+    with changing(config) as engine:
         found = _selected(engine, ids, everything)
         failures = _each(found, "storing", lambda each: _replay(engine, each))
     _report("stored", found, failures)
@@ -135,7 +136,7 @@ def discard(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Give dead letters up for good: for a record this is the last copy."""
-    with looking(config) as engine:
+    with changing(config) as engine:
         found = _selected(engine, ids, everything)
         if found and not yes:
             if not sys.stdin.isatty():

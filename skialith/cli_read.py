@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .cli_settings import agent_of, looking, takes_settings
-from .cli_show import console, emit, facts, iso, note, payload, plural, printable, say, size, span, table, when
+from .cli_show import emit, facts, iso, note, payload, plural, printable, say, show, size, span, table, when
 from .config import Config
 from .errors import SkialithError, StoreError
 from .records import Event
@@ -39,18 +39,21 @@ DURABILITY = {
 
 @takes_settings
 def status(config: Config, as_json: Json = False) -> None:
-    """Show the log and how far the database is behind it: size, lag, rows, dead letters, durability."""
+    """Show the log's size, its lag, rows, dead letters and durability."""
     with looking(config) as engine:
         wal = engine.wal.status(config.timeout)
-        database = _database(engine)
+        database = _database(config, engine)
     if as_json:
         emit(_status_document(config, wal, database))
     else:
-        console().print(facts(_status_facts(config, wal, database)))
+        show(facts(_status_facts(config, wal, database)))
 
 
-def _database(engine: Runtime) -> dict[str, Any]:
+def _database(config: Config, engine: Runtime) -> dict[str, Any]:
     """The database's rows, or why it does not tell."""
+    if engine.config.store_url != config.store_url:
+        absent = "it is not there yet: the first writer makes it"
+        return {"kind": "sqlite", "url": config.store_url, "ok": False, "error": absent, "rows": None}
     about: dict[str, Any] = {
         "kind": engine.store.name,
         "url": engine.store.url,
@@ -130,7 +133,7 @@ def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> l
     if database["ok"]:
         lines.append(("", "  ".join(f"{name} {count:,}" for name, count in database["rows"].items())))
     else:
-        lines.append(("", f"does not answer: {printable(database['error'])}"))
+        lines.append(("", f"not readable: {printable(database['error'])}"))
     lines.append(("dead letters", _dead(wal, database)))
     lines.append(("durability", f"{config.durability}: {_meaning(config, wal)}"))
     return lines
@@ -175,7 +178,7 @@ def agents(
     after: Annotated[str, typer.Option("--after", metavar="AGENT", help="Only those behind this id.")] = "",
     as_json: Json = False,
 ) -> None:
-    """List the agents that the database knows, ordered by id."""
+    """List the agents that the database knows."""
     wanted = limit if as_json or limit else _PEOPLE_AGENTS
     with looking(config) as engine:
         found = list(islice(_agents(engine, after), None if wanted is None else wanted + 1))
@@ -189,7 +192,7 @@ def agents(
         for agent in found:
             counts = (f"{agent.events:,}", f"{agent.checkpoints:,}", str(agent.step_index))
             rows.add_row(printable(agent.agent_id), *counts, when(agent.last_us))
-        console().print(rows)
+        show(rows)
     else:
         say(f"no agents in the database under the namespace {config.namespace}")
     if more:
@@ -235,12 +238,15 @@ def history(
     kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only events of this type.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show an agent's events, oldest first, from database and log together (--json: one line each)."""
+    """Show an agent's events, oldest first.
+
+    From the database and the log together; with --json one line each.
+    """
     wanted = limit if as_json or limit else _PEOPLE_EVENTS
     shown: list[Event] = []
     last: Event | None = None
     more = False
-    with looking(config), agent_of(config, agent_id) as agent:
+    with looking(config) as engine, agent_of(engine, agent_id) as agent:
         events = (event for event in agent.history(after=after) if kind is None or event.event_type == kind)
         for number, event in enumerate(events):
             if number == wanted:
@@ -254,7 +260,7 @@ def history(
         if last is None and agent.peek().is_new and not any(True for _ in agent.history(limit=1)):
             raise _unknown(config, agent_id)
     if shown:
-        console().print(_event_table(shown))
+        show(_event_table(shown))
     elif not as_json:
         say("no events" + (f" of type {printable(kind)}" if kind else "") + (" behind this cursor" if after else ""))
     if more and last is not None:
@@ -293,8 +299,8 @@ def _event_table(events: list[Event]) -> Any:
 
 @takes_settings
 def state(config: Config, agent_id: AgentId, as_json: Json = False) -> None:
-    """Show what resume() would give an agent now, without taking it over."""
-    with looking(config), agent_of(config, agent_id) as agent:
+    """Show an agent's last checkpoint, without taking it over."""
+    with looking(config) as engine, agent_of(engine, agent_id) as agent:
         now = agent.peek()
         if now.is_new and not any(True for _ in agent.history(limit=1)):
             raise _unknown(config, agent_id)
@@ -320,7 +326,7 @@ def state(config: Config, agent_id: AgentId, as_json: Json = False) -> None:
     ]
     if not now.database_ok:
         lines.append(("database", "did not answer; the log alone was read"))
-    console().print(facts(lines))
+    show(facts(lines))
     # JSON escapes control characters itself, and line ends are wanted here.
     say(json.dumps(payload(now.data), indent=2, ensure_ascii=False))
 

@@ -35,7 +35,10 @@ def up(
     config: Config,
     every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between status lines when piped.")] = 10.0,
 ) -> None:
-    """Run the embedded server and the writer in the foreground, until Ctrl-C, and print the URLs for other programs."""
+    """Run the embedded server and the writer, and print their URLs.
+
+    They run in the foreground until Ctrl-C. Programs started in the same directory find them without any URL.
+    """
     if not config.embedded:
         raise ConfigurationError(
             "`skialith up` runs the embedded server, and a NATS server is configured (--nats-url, SKIALITH_NATS_URL): "
@@ -62,7 +65,9 @@ def writer(
     every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between status lines.")] = 10.0,
     until_empty: Annotated[bool, typer.Option("--until-empty", help="Stop when everything is stored.")] = False,
 ) -> None:
-    """Run only the writer, until SIGTERM or Ctrl-C: it moves records from the log to the database.
+    """Run the writer alone: it moves records from the log to the database.
+
+    It runs in the foreground until SIGTERM or Ctrl-C; any number of them may run.
 
     Exit code 0: it stopped when told to (or all is stored); what is not stored yet is safe in the log. 1: the log could
     not be reached at the start. 2: the settings are wrong. A second signal ends it at once.

@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from .agent import SkialithAgent
+from .cli_show import note
+from .cli_sql import sqlite_file
 from .config import Config, load
 from .errors import ConfigurationError, SkialithError
 from .runtime import Runtime, acquire
+from .stores import open_store
 from .wal.local_files import STORE_FOLDER
 
 _PANEL = "Settings (before or behind the command; each has its SKIALITH_* variable)"
@@ -89,8 +93,25 @@ def _parameters() -> list[inspect.Parameter]:
 def looking(config: Config) -> Iterator[Runtime]:
     """The engine to look with: no writer runs here, and nothing is made that was not there.
 
-    An embedded server that does not run is started, and stops when nobody uses it any more. Raises
-    :class:`NothingHere`, ``WalError`` when the namespace has no log, and what opening a ``SkialithAgent`` raises.
+    An embedded server that does not run is started, and stops when nobody uses it any more. In place of a SQLite file
+    that is not there an empty one is read. Raises as :func:`changing`.
+    """
+    check_something_here(config)
+    with ExitStack() as stack:
+        file = sqlite_file(config)
+        if file is not None and not file.exists():
+            note(
+                f"there is no database at {file} yet, so this is the log alone; if yours is elsewhere give --database-url"
+            )
+            config = replace(config, database_url=stack.enter_context(_empty_database()))
+        yield stack.enter_context(changing(config))
+
+
+@contextmanager
+def changing(config: Config) -> Iterator[Runtime]:
+    """The engine of a log that is there, to change something by hand; no writer runs here.
+
+    Raises :class:`NothingHere`, ``WalError`` when the namespace has no log, and what opening a ``SkialithAgent`` raises.
     """
     check_something_here(config)
     engine = acquire(config, create=False)
@@ -100,9 +121,19 @@ def looking(config: Config) -> Iterator[Runtime]:
         engine.release()
 
 
-def agent_of(config: Config, agent_id: str) -> SkialithAgent:
-    """The agent, on the engine that these settings have open."""
-    return SkialithAgent(agent_id, **asdict(config))
+@contextmanager
+def _empty_database() -> Iterator[str]:
+    with TemporaryDirectory(prefix="skialith-") as folder:
+        url = f"sqlite:///{folder}/empty.db"
+        store = open_store(url)
+        store.migrate()
+        store.close()
+        yield url
+
+
+def agent_of(engine: Runtime, agent_id: str) -> SkialithAgent:
+    """The agent, on this engine."""
+    return SkialithAgent(agent_id, **asdict(engine.config))
 
 
 def check_something_here(config: Config) -> None:

@@ -34,6 +34,17 @@ def say(text: str | Text = "", *, style: str = "", error: bool = False, end: str
     screen.file.flush()
 
 
+def show(what: Table) -> None:
+    """A table; into a pipe without the spaces that fill its lines."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(what)
+        return
+    with screen.capture() as capture:
+        screen.print(what)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
 def note(text: str) -> None:
     """A remark beside the result, on stderr so that a pipe gets the result alone."""
     say(text, style="dim", error=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .cli_sql import Query
 from .demo_agent import PLAN, answer_of
 
 SIGKILLED = -9
@@ -152,7 +152,7 @@ _IDENTITIES = (
 
 def read_rows(query: Query, plan: Plan) -> Rows:
     """Count what a database holds of the plan's agents."""
-    ours = "namespace = %s AND agent_id IN (%s, %s)"
+    ours = "namespace = ? AND agent_id IN (?, ?)"
     values = (plan.namespace, plan.agent_id, plan.sampler_id)
     counts = {
         table: int(query(f"SELECT COUNT(*) FROM {table} WHERE {ours}", values)[0][0])
@@ -162,7 +162,7 @@ def read_rows(query: Query, plan: Plan) -> Rows:
         len(query(f"SELECT {key}, COUNT(*) FROM {table} WHERE {ours} GROUP BY {key} HAVING COUNT(*) > 1", values))
         for table, key in _IDENTITIES
     )
-    agent = "namespace = %s AND agent_id = %s"
+    agent = "namespace = ? AND agent_id = ?"
     order = "ORDER BY store_time_ns, seq"
     events = query(f"SELECT event_id FROM agent_events WHERE {agent} {order}", values[:2])
     steps = query(f"SELECT step_index FROM agent_checkpoints WHERE {agent} {order}", values[:2])

@@ -310,7 +310,7 @@ def _store(config: Config, store: Store, wal_id: str | None) -> Iterator[Finding
 def _binding(config: Config, wal_id: str | None) -> Finding:
     """A database remembers which log feeds a namespace, and refuses another one."""
     with open_query(config) as query:
-        rows = query("SELECT wal_id FROM wals WHERE namespace = %s", (config.namespace,))
+        rows = query("SELECT wal_id FROM wals WHERE namespace = ?", (config.namespace,))
     if not rows:
         return Finding("binding", "ok", f"no log feeds the namespace {config.namespace} yet; the first writer's will")
     bound = rows[0][0].decode() if isinstance(rows[0][0], bytes) else rows[0][0]

@@ -137,6 +137,10 @@ class StoreUnavailable(StoreError):
     retryable = True
 
 
+class StoreMisconfigured(StoreUnavailable):
+    """Wrong user, password or database name, or a missing privilege: refused at start, transient for a record."""
+
+
 class StoreConnectionLost(StoreUnavailable):
     """The connection was lost during a statement. The writer halves a batch that does this twice."""
 

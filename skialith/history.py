@@ -36,6 +36,21 @@ class PastStore(Protocol):
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
 
 
+class NothingStored:
+    """Stands for the database of a log of which nothing was stored yet."""
+
+    def events(
+        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
+    ) -> list[tuple[Record, bool]]:
+        return []
+
+    def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]:
+        return set()
+
+    def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
+        return None
+
+
 Entry = tuple[Record, bool, bool]
 """A record with its whole body, whether the database has it, and whether it is a dead letter."""
 

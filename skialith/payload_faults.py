@@ -53,12 +53,6 @@ def find(value: Any, argument: str, pack: Pack, unpack: Unpack) -> Fault | None:
             stack.append((*child, None))
             continue
         del open_ids[id(node)]
-        if not isinstance(node, (dict, list, tuple)):
-            reason = _leaf_fault(
-                node, pack, unpack
-            )  # every part is fine and the object is not: an unset field, for one
-            if reason is not None:
-                return _cut(path), reason
     return None
 
 
@@ -70,12 +64,24 @@ def _children(path: str, node: Any) -> list[Child] | None:
         return [(f"{path}[{index}]", value) for index, value in enumerate(node)]
     if isinstance(node, enum.Enum):
         return [(f"{path}.value", node.value)]
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        names = [field.name for field in dataclasses.fields(node)]
-        return [(f"{path}.{name}", getattr(node, name)) for name in names if name[0] != "_" and hasattr(node, name)]
+    try:
+        fields = fields_of(node)
+    except AttributeError:
+        return None  # a field that was never set: the object itself is the fault
+    return None if fields is None else [(f"{path}.{name}", value) for name, value in fields.items()]
+
+
+def fields_of(node: Any) -> dict[str, Any] | None:
+    """What is carried of a dataclass or a pydantic model, by name; None for anything else.
+
+    Raises ``AttributeError`` for a field that was never set.
+    """
+    if isinstance(node, type):
+        return None
+    if dataclasses.is_dataclass(node):
+        return {field.name: getattr(node, field.name) for field in dataclasses.fields(node) if field.name[0] != "_"}
     if hasattr(type(node), "__pydantic_validator__"):
-        parts = {**vars(node), **(getattr(node, "__pydantic_extra__", None) or {})}
-        return [(f"{path}.{name}", value) for name, value in parts.items()]
+        return {**vars(node), **(getattr(node, "__pydantic_extra__", None) or {})}
     return None
 
 

@@ -17,10 +17,12 @@ from .errors import (
     FlushTimeout,
     SkialithError,
     StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
     UnsupportedEnvironment,
     WalError,
 )
-from .history import History, newest_checkpoint
+from .history import History, NothingStored, PastStore, newest_checkpoint
 from .records import NOWHERE, Kind, Position, Record
 from .stores import open_store
 from .stores.base import Store
@@ -85,6 +87,7 @@ class Runtime:
         self._drains: list[Drain] = []
         self._trimmer = _Trimmer(self._trim)
         self._since = NOWHERE
+        self._bound = False
         self._agents: set[str] = set()
 
     def start(self, create: bool = True) -> None:
@@ -122,9 +125,19 @@ class Runtime:
                 before_first=binder.bind,
             )
             self._drains.append(drain)
+        self._prepare_store(binder)
         self._trimmer.start()
         for drain in self._drains:
             drain.start()
+
+    def _prepare_store(self, binder: _Binder) -> None:
+        """Schema and binding now, if the database answers; a database that is down is prepared when it is back."""
+        try:
+            binder.bind()
+        except StoreMisconfigured as error:
+            raise ConfigurationError(str(error)) from error
+        except StoreUnavailable as error:
+            log.warning("the database is away, records wait in the log until it is back: %s", error)
 
     def _trim(self) -> None:
         try:
@@ -142,10 +155,27 @@ class Runtime:
         self._agents.add(agent_id)
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
-        return newest_checkpoint(self.wal, lambda: self.store, self.config.namespace, agent_id, deadline)
+        return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
     def history(self, agent_id: str) -> History:
-        return History(self.wal, self.store, self.config.namespace, agent_id, self.config.timeout)
+        return History(self.wal, self._reading(), self.config.namespace, agent_id, self.config.timeout)
+
+    def _reading(self) -> PastStore:
+        """The database to read this log's past from: the one its writer feeds, and no other.
+
+        Raises ``ConfigurationError`` when this is another database, because an agent would find itself new there.
+        """
+        if not self._bound:
+            bound = self.store.bound_wal(self.config.namespace)
+            if bound is None and not self.wal.anything_stored(self.config.timeout):
+                return NothingStored()
+            if bound != self.wal.stream.wal_id:
+                raise ConfigurationError(
+                    f"the database {self.store.url} does not hold what was moved out of the log {self.wal.stream.wal_id!r}: "
+                    "set SKIALITH_DATABASE_URL to the database of the writer of this log"
+                )
+            self._bound = True
+        return self.store
 
     def flush(self, timeout: float) -> int:
         """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
@@ -158,6 +188,8 @@ class Runtime:
             for kind in ("event", "checkpoint"):
                 records = self.wal.dead_records(agent_id, kind, deadline)
                 keys.update(record.key for record in records if record.position > self._since)
+        if isinstance(self._reading(), NothingStored):
+            return len(keys)
         after = Position(self._since.time_ns, self._since.seq + 1)
         for letter in self.store.dead_letters(self.config.namespace, sink=WRITER, since=after, limit=10_000):
             if letter.record is not None and letter.record.agent_id in self._agents:

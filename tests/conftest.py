@@ -1,7 +1,37 @@
-"""Fixtures that every folder of tests may use."""
+"""What every folder of tests may use: fixtures, and Hypothesis with a seed that is printed."""
+
+from __future__ import annotations
+
+import faulthandler
+import random
+import signal
+
+import hypothesis
+import pytest
 
 from .fixtures.agents import open_agent, settings
+from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
+from .fixtures.proxy_plugin import proxy
+from .fixtures.proxy_plugin import proxy
 from .fixtures.wal import open_wal
 
-__all__ = ["nats_server", "nats_url", "open_agent", "open_wal", "settings"]
+__all__ = ["mariadb_server", "mariadb_url", "nats_server", "nats_url", "open_agent", "open_wal", "proxy", "proxy", "settings"]
+
+SEED_OPTION = "--hypothesis-seed"
+
+# Two noisy cores make any deadline a coin toss.
+hypothesis.settings.register_profile("skialith", deadline=None, print_blob=True, derandomize=False)
+hypothesis.settings.load_profile("skialith")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # A run that hangs shows where: kill -USR1 <pid>.
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if config.getoption(SEED_OPTION) is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"hypothesis seed: {config.getoption(SEED_OPTION)} (again with {SEED_OPTION}=...)"

@@ -49,7 +49,13 @@ class Store(Protocol):
         """Apply the missing numbered migrations under a lock; safe when raced by other processes. Returns those applied."""
 
     def bind_wal(self, namespace: str, wal_id: str, *, adopt: bool = False) -> None:
-        """Remember that the log ``wal_id`` feeds ``namespace``. Another log is refused with ``ConfigurationError`` unless ``adopt``."""
+        """Remember that the log ``wal_id`` feeds ``namespace``.
+
+        Another log than the one that is remembered is refused with ``ConfigurationError``, or replaces it if ``adopt``.
+        """
+
+    def bound_wal(self, namespace: str) -> str | None:
+        """The log that feeds ``namespace``; None if none ever did, or the schema is not there yet."""
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Store events and checkpoints in one transaction, idempotently: a key that is there already stays as it was."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class Migration(NamedTuple):
     statements: tuple[str, ...]
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(database: str) -> tuple[Migration, ...]:
     """The migrations of ``"mysql"`` or ``"sqlite"``, in order."""
     found = []

@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -23,7 +23,6 @@ from ..config import (
     redact,
 )
 from ..errors import ConfigurationError, StoreDataError, StoreUnavailable
-from . import rows
 from .mysql_errors import translate
 from .pool import Pool
 from .rows import Row
@@ -169,17 +168,46 @@ class _Session:
             sources = [columns.index(source) for source in texts.values()]
             values = [(*row, *(row[source][:MAX_ID_CHARACTERS] for source in sources)) for row in values]
             columns = (*columns, *texts)
-        with self._connection.cursor() as cursor:
-            # The driver makes this one statement of many rows, as many as its length allows.
-            cursor.max_stmt_length = self._connection.longest_statement
-            cursor.executemany(_insert(table, tuple(columns)), values)
+        head, tail = _insert(table, tuple(columns))
+        statement = bytearray()
+        for row in values:
+            literals = self._literals(row)
+            if statement and len(statement) + len(literals) + len(tail) > self._connection.longest_statement:
+                self._connection.query(bytes(statement + tail))
+                statement.clear()
+            statement += b", " if statement else head
+            statement += literals
+        if statement:
+            self._connection.query(bytes(statement + tail))
+
+    def _literals(self, row: Row) -> bytes:
+        """One row as SQL; the driver's own ``executemany`` takes three times as long for it."""
+        quoted = self._connection.string_literal
+        literals = []
+        for value in row:
+            kind = type(value)
+            if kind is bytes:
+                literals.append(b"_binary" + quoted(value))
+            elif kind is str:
+                literals.append(quoted(value.encode()))
+            elif value is None:
+                literals.append(b"NULL")
+            else:
+                literals.append(b"%d" % value)
+        return b"(" + b", ".join(literals) + b")"
 
 
-@lru_cache(maxsize=None)
-def _insert(table: str, columns: tuple[str, ...]) -> str:
-    """Never INSERT IGNORE, which makes a row fit by cutting its values; a row that is there is "updated" to what it is."""
-    marks = ", ".join(["%s"] * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON DUPLICATE KEY UPDATE {columns[0]} = {columns[0]}"
+@cache
+def _insert(table: str, columns: tuple[str, ...]) -> tuple[bytes, bytes]:
+    """What stands before and behind the rows of an insert.
+
+    Never INSERT IGNORE, which makes a row fit by cutting its values; a row that is there is "updated" to what it is.
+    """
+    key = columns[0]
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ".encode(),
+        f" ON DUPLICATE KEY UPDATE {key} = {key}".encode(),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -245,7 +273,9 @@ def _options(query: str, shown: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in _OPTIONS:
-            raise ConfigurationError(f"database_url {shown!r} has the unknown option {name!r}; known: {', '.join(_OPTIONS)}")
+            raise ConfigurationError(
+                f"database_url {shown!r} has the unknown option {name!r}; known: {', '.join(_OPTIONS)}"
+            )
         if not value:
             raise ConfigurationError(f"database_url {shown!r}: the option {name!r} is empty")
         options[name] = value

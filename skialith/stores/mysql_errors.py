@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import StoreConnectionLost, StoreDataError, StoreError, StoreUnavailable
+from ..errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
 
 DATA_ERRORS = {
     1048: "ER_BAD_NULL_ERROR",
@@ -48,6 +48,9 @@ CONNECTION_ERRORS = {
 }
 """Errors after which the connection is gone. So is what ran on it, unless it was the COMMIT, whose fate is then unknown."""
 
+_REFUSALS = {1044, 1045, 1049, 1142, 1227, 1698}
+"""Access denied, unknown database, missing privilege: settings that no waiting mends."""
+
 _ADVICE = {
     1021: "the server's disk is full: free space on it",
     1040: "the server has no free connections: raise max_connections or run fewer processes",
@@ -79,13 +82,19 @@ def translate(error: Exception, url: str, *, connecting: bool = False) -> StoreE
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     said = str(error.args[1]) if len(error.args) > 1 else str(error)
     if code in DATA_ERRORS:
-        return StoreDataError(f"{url} refuses a row for its data: {said} (error {code}, {DATA_ERRORS[code]})", code=code)
+        return StoreDataError(
+            f"{url} refuses a row for its data: {said} (error {code}, {DATA_ERRORS[code]})", code=code
+        )
     if connecting:
         advice = _ADVICE.get(code, "is the server running at the host and port in database_url?")
-        return StoreUnavailable(f"cannot connect to {url}: {said or type(error).__name__} (error {code}); {advice}")
+        kind = StoreMisconfigured if code in _REFUSALS else StoreUnavailable
+        return kind(f"cannot connect to {url}: {said or type(error).__name__} (error {code}); {advice}")
     # The driver answers with (0, "") on a connection that it closed itself.
     if code in CONNECTION_ERRORS or (code == 0 and type(error).__name__ == "InterfaceError"):
         name = CONNECTION_ERRORS.get(code, "connection closed")
-        return StoreConnectionLost(f"lost the connection to {url}: {said or name} (error {code}, {name}); it is tried again")
+        return StoreConnectionLost(
+            f"lost the connection to {url}: {said or name} (error {code}, {name}); it is tried again"
+        )
     advice = _ADVICE.get(code, "it is tried again; see the server's log")
-    return StoreUnavailable(f"{url} failed: {said} (error {code}); {advice}")
+    kind = StoreMisconfigured if code in _REFUSALS else StoreUnavailable
+    return kind(f"{url} failed: {said} (error {code}); {advice}")

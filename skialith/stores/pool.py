@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from ..config import DATABASE_CHECKOUT_SECONDS, DATABASE_CONNECTIONS
@@ -40,8 +40,8 @@ class Pool(Generic[C]):
         connect: Callable[[], C],
         close: Callable[[C], None],
         *,
-        alive: Callable[[C], bool] = lambda connection: True,
-        inherit: Callable[[C], None] = lambda connection: None,
+        alive: Callable[[C], bool] = lambda _: True,
+        inherit: Callable[[C], None] = lambda _: None,
         limit: int = DATABASE_CONNECTIONS,
         wait: float = DATABASE_CHECKOUT_SECONDS,
     ) -> None:
@@ -150,7 +150,7 @@ class Pool(Generic[C]):
             state.returned.notify()
 
 
-_pools: WeakSet[Pool[object]] = WeakSet()
+_pools: WeakSet[Pool[Any]] = WeakSet()
 
 
 def _keep_for_ever(connection: object) -> None:

@@ -49,10 +49,14 @@ def stored(session: Queries, namespace: str, keys: Sequence[bytes]) -> set[bytes
     found: set[bytes] = set()
     for some in _some(keys):
         within = f"record_key IN ({_marks(some)}) AND namespace = ?"
-        dead = session.rows(f"SELECT record_key FROM dead_letters WHERE sink = ? AND {within}", (WRITER, *some, namespace))
+        dead = session.rows(
+            f"SELECT record_key FROM dead_letters WHERE sink = ? AND {within}", (WRITER, *some, namespace)
+        )
         found.update(row[0] for row in dead)
         for table in ("agent_events", "agent_checkpoints"):
-            found.update(row[0] for row in session.rows(f"SELECT record_key FROM {table} WHERE {within}", (*some, namespace)))
+            found.update(
+                row[0] for row in session.rows(f"SELECT record_key FROM {table} WHERE {within}", (*some, namespace))
+            )
     return found
 
 
@@ -178,7 +182,7 @@ def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, .
 
 
 class _Group(NamedTuple):
-    count: int
+    rows: int
     last_ns: int
 
 
@@ -198,8 +202,8 @@ def agents(session: Queries, namespace: str, after: str, limit: int) -> list[Age
     return [
         AgentSummary(
             agent_id=key.decode(),
-            events=found[key].get("agent_events", none).count,
-            checkpoints=found[key].get("agent_checkpoints", none).count,
+            events=found[key].get("agent_events", none).rows,
+            checkpoints=found[key].get("agent_checkpoints", none).rows,
             step_index=_step(session, (namespace, key.decode()), found[key].keys()),
             last_us=max(group.last_ns for group in found[key].values()) // 1000,
         )
@@ -213,7 +217,9 @@ def _step(session: Queries, agent: tuple[str, str], tables: Iterable[str]) -> in
     columns = "SELECT store_time_ns, seq, step_index FROM"
     if "dead_letters" in tables:
         where = "namespace = ? AND agent_id = ? AND sink = ? AND kind = ?"
-        newest += session.rows(f"{columns} dead_letters WHERE {where} {_NEWEST}", (*agent, WRITER, int(Kind.CHECKPOINT)))
+        newest += session.rows(
+            f"{columns} dead_letters WHERE {where} {_NEWEST}", (*agent, WRITER, int(Kind.CHECKPOINT))
+        )
     if "agent_checkpoints" in tables:
         newest += session.rows(f"{columns} agent_checkpoints WHERE namespace = ? AND agent_id = ? {_NEWEST}", agent)
     return int(max(newest, default=(0, 0, 0))[2])
@@ -222,9 +228,7 @@ def _step(session: Queries, agent: tuple[str, str], tables: Iterable[str]) -> in
 # ---- dead letters
 
 
-def letters(
-    session: Queries, namespace: str, sink: str | None, since: Position | None, limit: int
-) -> list[DeadLetter]:
+def letters(session: Queries, namespace: str, sink: str | None, since: Position | None, limit: int) -> list[DeadLetter]:
     """Dead letters, oldest first by position."""
     where, args = "namespace = ?", [namespace]
     if sink is not None:
@@ -293,7 +297,9 @@ def _unmoved(read: Callable[[], T], agent_id: str) -> T:
             return read()
         except _PartsMissing:
             continue
-    raise StoreUnavailable(f"agent {agent_id!r}: its dead letters changed {_TRIES} times while they were read; read again")
+    raise StoreUnavailable(
+        f"agent {agent_id!r}: its dead letters changed {_TRIES} times while they were read; read again"
+    )
 
 
 def _some(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

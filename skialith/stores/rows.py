@@ -164,7 +164,17 @@ def to_checkpoint(row: Row, body: bytes | None) -> Record:
     """The record of a row of ``CHECKPOINT_COLUMNS``."""
     key, namespace, agent_id, step, created_us, time_ns, seq, codec = row[:8]
     return Record(
-        int(Kind.CHECKPOINT), namespace, text(agent_id), "", key, step, "", created_us, codec, body, Position(time_ns, seq)
+        int(Kind.CHECKPOINT),
+        namespace,
+        text(agent_id),
+        "",
+        key,
+        step,
+        "",
+        created_us,
+        codec,
+        body,
+        Position(time_ns, seq),
     )
 
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from ..errors import ConfigurationError, InvalidArgument
 from ..records import DeadLetter, Kind, Position, Record, Trace
-from . import migrate, read, rows
+from . import read, rows
 from .base import AgentSummary, Counts
+from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
 
@@ -72,11 +73,11 @@ class SqlStore(ABC):
                 applied.append(migration.version)
         return applied
 
-    def _missing(self, session: Session) -> list[migrate.Migration]:
+    def _missing(self, session: Session) -> list[Migration]:
         applied: set[int] = set()
         if session.rows(self.table_exists, ("skialith_migrations",)):
             applied = {row[0] for row in session.rows("SELECT version FROM skialith_migrations")}
-        return migrate.missing(self.name, applied, self.url)
+        return missing(self.name, applied, self.url)
 
     def bind_wal(self, namespace: str, wal_id: str, *, adopt: bool = False) -> None:
         """Bind ``namespace`` to ``wal_id``, or find it bound; another binding is refused, or replaced if ``adopt``."""
@@ -95,6 +96,14 @@ class SqlStore(ABC):
                 )
             session.run("UPDATE wals SET wal_id = ?, bound_us = ? WHERE namespace = ?", (wal_id, now, namespace))
 
+    def bound_wal(self, namespace: str) -> str | None:
+        """The log that feeds ``namespace``, or None."""
+        with self.reading() as session:
+            if not session.rows(self.table_exists, ("wals",)):
+                return None
+            bound = session.rows("SELECT wal_id FROM wals WHERE namespace = ?", (namespace,))
+            return rows.text(bound[0][0]) if bound else None
+
     # ---- writing
 
     def write_records(self, records: Sequence[Record]) -> None:
@@ -111,10 +120,10 @@ class SqlStore(ABC):
         large: list[tuple[str, Payload]] = []
         for record in rows.in_order(records):
             row, payload = rows.of_record(record)
-            table, target = ("agent_events", events) if record.kind == Kind.EVENT else ("agent_checkpoints", checkpoints)
-            target.append(row)
+            event = record.kind == Kind.EVENT
+            (events if event else checkpoints).append(row)
             if payload is not None:
-                large.append((table, payload))
+                large.append(("agent_events" if event else "agent_checkpoints", payload))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -176,7 +185,8 @@ class SqlStore(ABC):
 
     def _remove_letter(self, session: Session, sink: str, key: bytes) -> bool:
         found = session.rows(
-            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{self.for_update}", (sink, key)
+            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{self.for_update}",
+            (sink, key),
         )
         for parts_key in found[0] if found else ():
             if parts_key is not None:

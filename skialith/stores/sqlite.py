@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -142,7 +142,7 @@ class _Session:
         self._connection.executemany(_insert(table, tuple(columns)), values)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _insert(table: str, columns: tuple[str, ...]) -> str:
     """Not INSERT OR IGNORE, which passes over every row that is wrong; only one whose key is there already."""
     marks = ", ".join("?" * len(columns))
@@ -155,13 +155,14 @@ def _use_wal(connection: sqlite3.Connection, url: str) -> None:
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            break
         except sqlite3.OperationalError as error:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
-    if mode != "wal":
-        raise StoreUnavailable(f"{url} is on a file system where SQLite has no WAL mode: use a local disk", retryable=False)
+            continue
+        if mode != "wal":
+            raise StoreUnavailable(f"{url} is on a file system where SQLite has no WAL mode: use a local disk")
+        return
 
 
 def _path(url: str) -> Path:

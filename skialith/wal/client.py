@@ -171,6 +171,12 @@ class Wal:
     def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
 
+    def anything_stored(self, timeout: float) -> bool:
+        """Whether a writer ever acknowledged a record of this log."""
+        deadline = time.monotonic() + timeout
+        info = self._call(lambda: self.stream.consumer_info(WRITER, deadline), deadline)
+        return int(info["ack_floor"]["consumer_seq"]) > 0
+
     def with_body(self, record: Record, deadline: float) -> Record:
         return self._call(lambda: self.reader.with_body(record, deadline), deadline)
 

@@ -61,7 +61,19 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert skialith("--version", cwd=tmp_path).out == "skialith 0.1.0\n"
     said = skialith("--help", cwd=tmp_path)
     assert said.code == 0
-    for command in "demo up writer status agents history state dead-letters migrate traces doctor".split():
+    for command in [
+        "demo",
+        "up",
+        "writer",
+        "status",
+        "agents",
+        "history",
+        "state",
+        "dead-letters",
+        "migrate",
+        "traces",
+        "doctor",
+    ]:
         assert command in said.out
         assert skialith(command, "--help", cwd=tmp_path).code == 0
     assert not list(tmp_path.iterdir())
@@ -121,7 +133,7 @@ def test_status_for_people_and_for_machines(embedded: Path) -> None:
     assert document["oldest_unstored"] is None and document["traces"] is True
     assert [(lag["name"], lag["records"]) for lag in document["consumers"]] == [("writer", 0), ("trace_ingest", 0)]
     assert document["dead_letters"] == {"table": 0, "stream": 0}
-    assert 0 < document["log"]["max_bytes"] and document["server"]["version"].startswith("2.")
+    assert document["log"]["max_bytes"] > 0 and document["server"]["version"].startswith("2.")
     assert document["durability"]["setting"] == "process"
 
 
@@ -458,7 +470,8 @@ def test_a_writer_without_a_log(tmp_path: Path) -> None:
 
 def test_up_serves_other_shells_until_ctrl_c(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir(), there.mkdir()
+    here.mkdir()
+    there.mkdir()
     try:
         with running("up", "--every", "0.2", cwd=here) as process:
             said = read_until(process, "Ctrl-C")

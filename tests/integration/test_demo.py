@@ -112,7 +112,8 @@ def test_what_it_says_to_type_next_works(kept: Kept) -> None:
 @pytest.mark.parametrize("step", [1, 8])
 def test_another_step_and_nothing_left_behind(step: int, tmp_path: Path) -> None:
     here, temporary = tmp_path / "here", tmp_path / "temporary"
-    here.mkdir(), temporary.mkdir()
+    here.mkdir()
+    temporary.mkdir()
     said = skialith("demo", "--crash-at", str(step), cwd=here, TMPDIR=str(temporary))
     assert said.code == 0, said.out + said.err
     assert len(verdicts(said)) == PROMISES and "FAIL" not in said.out

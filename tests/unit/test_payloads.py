@@ -54,6 +54,11 @@ class Name(str):
     pass
 
 
+class Nowhere(dt.tzinfo):
+    def utcoffset(self, _: dt.datetime | None) -> dt.timedelta:
+        raise OSError("no such zone")
+
+
 UTC = dt.timezone.utc
 DAY = dt.date(2020, 1, 2)
 UID = uuid.UUID(int=5)
@@ -85,7 +90,9 @@ def refusal(value: object) -> str:
 def documented() -> list[tuple[str, str]]:
     text = (Path(__file__).parents[2] / "docs" / "PAYLOADS.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| .*?\| `(.+?)` \| `(.+?)` \|$", text, re.MULTILINE)
-    return [row for row in rows if "Fragment" not in row[0] or hasattr(ormsgpack, "Fragment")]
+    if not hasattr(ormsgpack, "Fragment"):  # the last ormsgpack for Python 3.10
+        rows = [row for row in rows if "Fragment" not in row[0] and "datetime64" not in row[0]]
+    return rows
 
 
 @pytest.mark.parametrize(("given", "back"), documented())
@@ -123,7 +130,6 @@ def test_ext_survives_reading_and_writing_again() -> None:
         (np.array(7, dtype=">u8"), 7),
         (np.zeros((2, 0)), [[], []]),
         (np.float32(0.5), 0.5),
-        (np.datetime64("2020-01-02"), "2020-01-02T00:00:00"),
     ],
 )
 def test_numpy_of_any_layout_and_byte_order(array: object, back: object) -> None:
@@ -157,7 +163,9 @@ PATHS = [
         {(DAY,): 1, ("2020-01-02",): 2},
         "data: keys (datetime.date(2020, 1, 2),) and ('2020-01-02',) both become ('2020-01-02',)",
     ),
-    (dt.time(1, tzinfo=UTC), "data: time is not serializable (datetime.time must not have tzinfo set)"),
+    ([Model], "data[0]: ModelMetaclass is not serializable"),
+    ([Slotted], "data[0]: type is not serializable"),
+    (dt.datetime(2020, 1, 2, tzinfo=Nowhere()), "data: datetime is not serializable"),
     (np.array([1j]), "data: ndarray of complex128 is not serializable"),
     (np.array([{1}], dtype=object), "data: ndarray of object is not serializable"),
     (np.array([1, 2]).view(np.matrix), "data: matrix is not serializable"),
