@@ -18,7 +18,14 @@ class RawPublisher:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
         self._line()
-        connect = {"verbose": False, "headers": True, "no_responders": True, "protocol": 1, "lang": "bench", "version": "0"}
+        connect = {
+            "verbose": False,
+            "headers": True,
+            "no_responders": True,
+            "protocol": 1,
+            "lang": "bench",
+            "version": "0",
+        }
         self._socket.sendall(f"CONNECT {json.dumps(connect)}\r\nSUB _INBOX.bench 1\r\nPING\r\n".encode())
         while self._line() != b"PONG":
             pass

@@ -43,7 +43,9 @@ def _inserter(url: str) -> tuple[Any, Callable[[bytes], None]]:
     )
     connection.autocommit(True)
     cursor = connection.cursor()
-    cursor.execute("CREATE TABLE bench_insert (id BINARY(16) PRIMARY KEY, agent VARBINARY(64), body BLOB) ENGINE=InnoDB")
+    cursor.execute(
+        "CREATE TABLE bench_insert (id BINARY(16) PRIMARY KEY, agent VARBINARY(64), body BLOB) ENGINE=InnoDB"
+    )
 
     def insert(body: bytes) -> None:
         cursor.execute("INSERT INTO bench_insert VALUES (%s, %s, %s)", (os.urandom(16), b"agent", body))

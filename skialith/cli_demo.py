@@ -51,7 +51,8 @@ def demo(
     """Kill an agent twice, let it resume, and count what is left.
 
     The agent is a real process, killed with SIGKILL in the middle of an LLM call and between save_event and checkpoint;
-    what was lost or doubled is then counted from outside. Exit code 1 if anything is not as promised. It works in a temporary directory and removes it; give --directory to keep what it made.
+    what was lost or doubled is then counted from outside. Exit code 1 if anything is not as promised. It works in a
+    temporary directory and removes it; give --directory to keep what it made.
     """
     run = secrets.token_hex(3)
     between = min(crash_at + _STEPS_BETWEEN_KILLS, len(PLAN))
@@ -285,7 +286,9 @@ class _Story:
         paid = len(evidence.calls)
         without = plan.calls_without_a_log
         shown.add_row(
-            "LLM calls: lines in the calls file", str(paid), f"an agent without a log would have made {without}"
+            "LLM calls: lines in the calls file",
+            str(paid),
+            f"{len(PLAN)} and the one that was cut; an agent without a log would have made {without}",
         )
         for name, count in rows.counts.items():
             shown.add_row(f"SELECT COUNT(*) FROM {name}", f"{count:,}", _ROWS[name].format(samples=f"{plan.samples:,}"))

@@ -17,7 +17,7 @@ from .cli_settings import changing, looking, takes_settings
 from .cli_show import console, emit, facts, iso, note, payload, plural, printable, say, table, when
 from .cli_show import show as show_table
 from .config import Config
-from .errors import InvalidArgument, SkialithError, StoreUnavailable
+from .errors import ConfigurationError, InvalidArgument, SkialithError, StoreUnavailable
 from .records import DeadLetter, Kind, Position
 from .runtime import Runtime
 from .writer.sinks import trace_of
@@ -121,8 +121,9 @@ def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")]
 @takes_settings
 def replay(config: Config, ids: Ids = None, everything: All = False) -> None:
     """Store dead letters after all, and remove them from where they were kept."""
+    _check_selection(ids, everything)
     with changing(config) as engine:
-        found = _selected(engine, ids, everything)
+        found = _selected(engine, ids)
         failures = _each(found, "storing", lambda each: _replay(engine, each))
     _report("stored", found, failures)
 
@@ -136,8 +137,9 @@ def discard(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Give dead letters up for good: for a record this is the last copy."""
+    _check_selection(ids, everything)
     with changing(config) as engine:
-        found = _selected(engine, ids, everything)
+        found = _selected(engine, ids)
         if found and not yes:
             if not sys.stdin.isatty():
                 raise InvalidArgument(
@@ -156,12 +158,23 @@ def _replay(engine: Runtime, each: Found) -> None:
     letter = each.letter
     if letter.record is None:
         raise InvalidArgument("the message does not decode as a record, so there is nothing to store; discard it")
+    if each.place == "stream":
+        _check_binding(engine)
     is_trace = letter.sink == "trace_ingest"
     engine.store.replay_dead_letter(
         letter, None if is_trace else letter.record, trace_of(letter.record) if is_trace else None
     )
     if each.place == "stream":
         _remove_from_stream(engine, letter)
+
+
+def _check_binding(engine: Runtime) -> None:
+    """A letter leaves the log only for the database that this log feeds: in another one it would be lost."""
+    wal_id = engine.wal.stream.wal_id
+    if engine.store.bound_wal(engine.config.namespace) != wal_id:
+        raise ConfigurationError(
+            f"the database {engine.store.url} is not fed by the log {wal_id}: give --database-url of the writer of this log"
+        )
 
 
 def _discard(engine: Runtime, each: Found) -> None:
@@ -189,8 +202,8 @@ def _each(found: list[Found], doing: str, act: Callable[[Found], None]) -> list[
         for each in found:
             try:
                 act(each)
-            except StoreUnavailable:
-                raise  # the database is away for the others too; what is done stays done
+            except (StoreUnavailable, ConfigurationError):
+                raise  # it is the same for the others; what is done stays done
             except SkialithError as error:
                 failures.append((each, error))
             progress.advance(task)
@@ -241,11 +254,15 @@ def _in_table(engine: Runtime) -> Iterator[DeadLetter]:
         since = page[-1].position
 
 
-def _selected(engine: Runtime, ids: list[str] | None, everything: bool) -> list[Found]:
+def _check_selection(ids: list[str] | None, everything: bool) -> None:
     if bool(ids) == everything:
         raise InvalidArgument("give the ids of dead letters (`skialith dead-letters list`), or --all")
-    if not everything:
-        return _chosen(engine, ids or [])
+
+
+def _selected(engine: Runtime, ids: list[str] | None) -> list[Found]:
+    """Those with these ids, or all."""
+    if ids:
+        return _chosen(engine, ids)
     found, unread = _every(engine, None)
     _warn_unread(unread)
     return found

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from .cli_settings import NothingHere, check_something_here
 from .cli_show import plural, printable, size, span
-from .cli_sql import open_query, sqlite_file
+from .cli_sql import sqlite_file
 from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
 from .errors import SkialithError, WalError
 from .stores import open_store
@@ -301,19 +301,16 @@ def _store(config: Config, store: Store, wal_id: str | None) -> Iterator[Finding
         return
     counts = store.counts(config.namespace)
     yield Finding("tables", "ok", f"migrated and writable; {plural(counts.events, 'event')} in this namespace")
-    yield _binding(config, wal_id)
+    yield _binding(config, store.bound_wal(config.namespace), wal_id)
     if counts.dead_letters:
         fix = "`skialith dead-letters list` shows them; replay or discard them"
         yield Finding("dead letters", "warn", f"{counts.dead_letters:,} in the table", fix)
 
 
-def _binding(config: Config, wal_id: str | None) -> Finding:
+def _binding(config: Config, bound: str | None, wal_id: str | None) -> Finding:
     """A database remembers which log feeds a namespace, and refuses another one."""
-    with open_query(config) as query:
-        rows = query("SELECT wal_id FROM wals WHERE namespace = ?", (config.namespace,))
-    if not rows:
+    if bound is None:
         return Finding("binding", "ok", f"no log feeds the namespace {config.namespace} yet; the first writer's will")
-    bound = rows[0][0].decode() if isinstance(rows[0][0], bytes) else rows[0][0]
     if wal_id is None or bound == wal_id:
         return Finding("binding", "ok", f"fed by {bound}")
     return Finding(

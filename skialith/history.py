@@ -39,15 +39,13 @@ class PastStore(Protocol):
 class NothingStored:
     """Stands for the database of a log of which nothing was stored yet."""
 
-    def events(
-        self, namespace: str, agent_id: str, after: Position, up_to: Position | None, limit: int
-    ) -> list[tuple[Record, bool]]:
+    def events(self, *_: object, **__: object) -> list[tuple[Record, bool]]:
         return []
 
-    def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]:
+    def stored(self, *_: object, **__: object) -> set[bytes]:
         return set()
 
-    def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
+    def latest_checkpoint(self, *_: object, **__: object) -> Record | None:
         return None
 
 

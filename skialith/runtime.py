@@ -23,7 +23,7 @@ from .errors import (
     WalError,
 )
 from .history import History, NothingStored, PastStore, newest_checkpoint
-from .records import NOWHERE, Kind, Position, Record
+from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
 from .wal.client import Wal
@@ -34,11 +34,32 @@ from .writer.sinks import EventSink, TraceSink
 
 log = logging.getLogger("skialith")
 
-_registry: dict[Config, Runtime] = {}
-_lock = threading.RLock()
-_inherited: list[object] = []
-"""What a forked child got from its parent: kept for ever and never touched, because dropping it would close the parent's
-connections."""
+
+class _Registry:
+    """The runtimes of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.runtimes: dict[Config, Runtime] = {}
+        self.inherited: list[dict[Config, Runtime]] = []
+
+    def forget_parent(self) -> None:
+        """In a forked child: keep what it got for ever and never touch it, not even the lock."""
+        self.inherited.append(self.runtimes)
+        self.lock = threading.RLock()
+        self.runtimes = {}
+
+    def close_all(self) -> None:
+        """At interpreter exit: what was not closed is closed now."""
+        while self.runtimes:
+            _, runtime = self.runtimes.popitem()
+            try:
+                runtime.close()
+            except SkialithError as error:
+                log.warning("closing at exit: %s", error)
+
+
+_registry = _Registry()
 
 
 def acquire(config: Config, *, create: bool = True) -> Runtime:
@@ -48,12 +69,12 @@ def acquire(config: Config, *, create: bool = True) -> Runtime:
     the namespace has no log yet.
     """
     _refuse_green_threads()
-    with _lock:
-        runtime = _registry.get(config)
+    with _registry.lock:
+        runtime = _registry.runtimes.get(config)
         if runtime is None:
             runtime = Runtime(config)
             runtime.start(create)
-            _registry[config] = runtime
+            _registry.runtimes[config] = runtime
         runtime.users += 1
         return runtime
 
@@ -203,11 +224,11 @@ class Runtime:
 
     def release(self) -> None:
         """Give back what :func:`acquire` returned; the last one closes the runtime."""
-        with _lock:
+        with _registry.lock:
             self.users -= 1
             if self.users > 0 or self.closed:
                 return
-            _registry.pop(self.config, None)
+            _registry.runtimes.pop(self.config, None)
         self.close()
 
     def close(self, *, flush: bool = True) -> None:
@@ -291,24 +312,5 @@ class _Trimmer:
             self._trim()
 
 
-def _forget_parent() -> None:
-    global _lock
-    _inherited.extend(_registry.values())
-    _registry.clear()
-    _lock = threading.RLock()
-
-
-def _close_all() -> None:
-    for runtime in list(_registry.values()):
-        _registry.pop(runtime.config, None)
-        if runtime.pid == os.getpid():
-            try:
-                runtime.close()
-            except SkialithError as error:
-                log.warning("closing at exit: %s", error)
-
-
-os.register_at_fork(after_in_child=_forget_parent)
-atexit.register(_close_all)
-
-__all__ = ["ConfigurationError", "Kind", "Runtime", "acquire"]
+os.register_at_fork(after_in_child=_registry.forget_parent)
+atexit.register(_registry.close_all)

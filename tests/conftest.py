@@ -9,14 +9,23 @@ import signal
 import hypothesis
 import pytest
 
-from .fixtures.agents import open_agent, settings
+from .fixtures.agents import database_url, open_agent, settings
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
 from .fixtures.proxy_plugin import proxy
-from .fixtures.proxy_plugin import proxy
 from .fixtures.wal import open_wal
 
-__all__ = ["mariadb_server", "mariadb_url", "nats_server", "nats_url", "open_agent", "open_wal", "proxy", "proxy", "settings"]
+__all__ = [
+    "database_url",
+    "mariadb_server",
+    "mariadb_url",
+    "nats_server",
+    "nats_url",
+    "open_agent",
+    "open_wal",
+    "proxy",
+    "settings",
+]
 
 SEED_OPTION = "--hypothesis-seed"
 

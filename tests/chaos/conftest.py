@@ -40,7 +40,6 @@ Report = Callable[[str, int, Verdict], None]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "chaos: kills real processes at random; the seed is printed")
     config.stash[SUMMARY] = {}
 
 
@@ -79,12 +78,37 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def sqlite_world(tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
     """A world on SQLite and the shared nats-server."""
-    with World(tmp_path, nats_url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as world:
-        yield world
-
-
-@pytest.fixture(params=["sqlite"])
-def world(request: pytest.FixtureRequest, tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
-    """A world on each database, and the shared nats-server."""
     with World(tmp_path, nats_url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as each:
         yield each
+
+
+@pytest.fixture
+def mariadb_world(tmp_path: Path, nats_url: str, mariadb_url: str, seed: int) -> Iterator[World]:
+    """A world on a database of its own in the shared MariaDB, and the shared nats-server."""
+    with World(tmp_path, nats_url, mariadb_url, seed) as each:
+        yield each
+
+
+@pytest.fixture(params=["sqlite_world", "mariadb_world"])
+def world(request: pytest.FixtureRequest) -> World:
+    """A world on each database in turn."""
+    each = request.getfixturevalue(request.param)
+    assert isinstance(each, World)
+    return each
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    summary = config.stash[SUMMARY]
+    if not summary:
+        return
+    terminalreporter.section("chaos")
+    head = f"{'scenario':<56}{'runs':>6}{'acknowledged':>14}{'stored':>9}{'dead':>6}{'doubled':>9}{'lost':>6}"
+    terminalreporter.write_line(head)
+    for scenario, line in sorted(summary.items(), key=_place):
+        counts = f"{line.runs:>6}{line.acknowledged:>14}{line.stored:>9}{line.dead_letters:>6}{line.duplicates:>9}{line.lost:>6}"
+        terminalreporter.write_line(f"{scenario:<56}{counts}")
+
+
+def _place(line: tuple[str, Line]) -> tuple[int, str]:
+    number = line[0].partition(" ")[0]
+    return (int(number) if number.isdigit() else 100, line[0])

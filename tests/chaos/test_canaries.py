@@ -17,6 +17,7 @@ OFF = {"writer": "off"}
 def test_ack_before_commit_is_caught(sqlite_world: World, report: Report) -> None:
     world = sqlite_world
     child = world.spawn(agents=["one"], steps=10, pace=0.1, settings=OFF)
+    child.wait_for(bool, "has begun")
     broken = world.spawn("write", "broken", break_="ack before commit")
     assert broken.wait() == -signal.SIGKILL, broken.tail()
     assert child.wait() == 0, child.tail()
@@ -27,7 +28,8 @@ def test_ack_before_commit_is_caught(sqlite_world: World, report: Report) -> Non
 
 def test_acknowledge_before_durable_is_caught(sqlite_world: World, report: Report) -> None:
     world = sqlite_world
-    broken = world.spawn(agents=["one"], threads=2, break_="acknowledge before durable")
+    world.spawn("write", "writer").wait_ready()
+    broken = world.spawn(agents=["one"], threads=2, break_="acknowledge before durable", settings=OFF)
     broken.wait_ready()
     broken.wait_writes(200)
     broken.kill()
@@ -49,9 +51,10 @@ def test_store_without_key_is_caught(sqlite_world: World, report: Report) -> Non
 
 def test_write_unfenced_is_caught(sqlite_world: World, report: Report) -> None:
     world = sqlite_world
-    broken = world.spawn(agents=["one"], own_ids=True, break_="write unfenced")
+    world.spawn("write", "writer").wait_ready()
+    broken = world.spawn(agents=["one"], own_ids=True, break_="write unfenced", settings=OFF)
     broken.wait_ready()
-    other = world.spawn(agents=["one"], own_ids=True)
+    other = world.spawn(agents=["one"], own_ids=True, settings=OFF)
     other.wait_ready()
     other.wait_writes(10)
     time.sleep(0.2)

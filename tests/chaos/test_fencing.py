@@ -16,7 +16,9 @@ OFF = {"writer": "off"}
 
 
 def owner(world: World, **given: object) -> Child:
-    """A child that owns the agent and writes events of its own in a loop."""
+    """A child that owns the agent and writes events of its own in a loop; the first one comes with a writer."""
+    if not world.children:
+        world.spawn("write", "writer").wait_ready()
     child = world.spawn(name="owner", agents=["agent"], own_ids=True, batches=0.4, large=0.05, settings=OFF, **given)
     child.wait_ready()
     return child

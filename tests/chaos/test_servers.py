@@ -12,6 +12,7 @@ import pytest
 
 from skialith.wal.local import inspect
 from tests.fixtures.local_user import kill_all, processes
+from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
 from . import outside
@@ -48,6 +49,39 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
         assert not verdict.problems, str(verdict)
         errors = world.evidence().errors(*APPENDS)
         assert errors and errors <= {"WalUnavailable", "BatchFailed"}, errors
+
+
+def test_mariadb_killed_and_restarted(tmp_path: Path, nats_url: str, seed: int, report: Report) -> None:
+    """Agents do not notice: no call fails or takes long, whoever resumes meanwhile waits at most for the database."""
+    with MariaDB(tmp_path / "mariadb") as server, World(tmp_path, nats_url, server.url("chaos"), seed) as world:
+        children = [
+            world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01),
+            world.spawn(agents=["three"], batches=0.5, pace=0.01, settings={"writer": "off"}),
+        ]
+        for child in children:
+            child.wait_ready()
+        kills = rounds(4)
+        for number in range(kills):
+            time.sleep(world.dice.uniform(0.1, 0.8))
+            server.kill()
+            if number == 0:
+                children.append(world.spawn(agents=["late"], pace=0.01))  # starts without a database
+            time.sleep(world.dice.uniform(0, 1.5))
+            for child in children[:2]:
+                child.wait_writes(20)
+            server.start()
+        children[2].wait_ready()
+        children[2].wait_writes(20)
+        for child in children:
+            assert child.stop() == 0, child.tail()
+        verdict = world.verdict(steady=True)
+        report("4 MariaDB killed and restarted", kills, verdict)
+        assert not verdict.problems, str(verdict)
+        evidence = world.evidence()
+        assert not evidence.errors(*APPENDS)
+        slowest = max(call.seconds for call in evidence.of(*APPENDS))
+        print(f"slowest append: {slowest:.3f} s")
+        assert slowest < 2.0
 
 
 class EmbeddedWorld(World):

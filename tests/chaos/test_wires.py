@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -68,3 +67,24 @@ def test_the_wire_to_nats(sqlite_world: World, report: Report) -> None:
     assert not verdict.problems, str(verdict)
     errors = world.evidence().errors(*APPENDS)
     assert errors <= {"WalUnavailable", "BatchFailed"}, errors
+
+
+def test_the_wire_to_mariadb(mariadb_world: World, report: Report) -> None:
+    """Agents do not notice, and nothing is stored twice when a COMMIT's answer was lost."""
+    world = mariadb_world
+    server = urlsplit(world.database_url)
+    with Proxy(server.hostname or "", server.port or 0) as proxy:
+        where = f"{server.netloc.rpartition(':')[0]}:{proxy.port}"
+        through = {"database_url": server._replace(netloc=where).geturl()}
+        child = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01, settings=through)
+        child.wait_ready()
+        acts = rounds(12)
+        for _ in range(acts):
+            time.sleep(world.dice.uniform(0, 0.4))
+            print(disturb(proxy, world.dice))
+            child.wait_writes(10)
+        assert child.stop() == 0, child.tail()
+    verdict = world.verdict(steady=True)
+    report("5 the wire to MariaDB", acts, verdict)
+    assert not verdict.problems, str(verdict)
+    assert not world.evidence().errors(*APPENDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from . import outside
 from .conftest import Report
 from .evidence import APPENDS
-from .world import Child, World, rounds
+from .world import World, rounds
 
 pytestmark = pytest.mark.chaos
 OFF = {"writer": "off"}

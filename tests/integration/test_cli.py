@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,8 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert skialith("--version", cwd=tmp_path).out == "skialith 0.1.0\n"
     said = skialith("--help", cwd=tmp_path)
     assert said.code == 0
-    for command in [
-        "demo",
-        "up",
-        "writer",
-        "status",
-        "agents",
-        "history",
-        "state",
-        "dead-letters",
-        "migrate",
-        "traces",
-        "doctor",
-    ]:
+    commands = "demo up writer status agents history state dead-letters migrate traces doctor"
+    for command in commands.split():
         assert command in said.out
         assert skialith(command, "--help", cwd=tmp_path).code == 0
     assert not list(tmp_path.iterdir())
@@ -358,12 +348,14 @@ def event_record(namespace: str, agent_id: str, event_id: str, key: bytes) -> Re
     return Record(Kind.EVENT, namespace, agent_id, event_id, key, 7, "thought", 1_700_000_000_000_000, 0, body)
 
 
-def bury(settings: dict[str, Any]) -> dict[str, str]:
+def bury(settings: dict[str, Any], *, bind: bool = True) -> dict[str, str]:
     """A dead letter in the table, one in the stream, one that does not decode; their ids by the name of their place."""
     config = load(**{**settings, "writer": "off"})
     engine = acquire(config)
     try:
         engine.store.migrate()
+        if bind:
+            engine.store.bind_wal(config.namespace, engine.wal.stream.wal_id)
         letters = {}
         for n, place in enumerate(("table", "stream", "undecodable"), start=1):
             position = Position(time.time_ns(), n)
@@ -377,6 +369,9 @@ def bury(settings: dict[str, Any]) -> dict[str, str]:
         engine.store.write_dead_letter(letters["table"])
         engine.store.write_dead_letter(undecodable)
         engine.wal.source("writer").bury(letters["stream"])
+        # A record behind them, as there is in a log from which they were pulled.
+        with SkialithAgent("later", **asdict(config)) as agent:
+            agent.save_event("later", 1)
         return {place: f"writer/{letter.key.hex()}" for place, letter in letters.items()}
     finally:
         engine.release()
@@ -424,6 +419,17 @@ def test_dead_letters_are_listed_shown_replayed_and_discarded(settings: dict[str
     assert refused.code == 2 and "--yes" in refused.err
     assert skialith("dead-letters", "discard", ids["undecodable"], "--yes", *words, cwd=tmp_path).code == 0
     assert skialith("dead-letters", "list", "--json", *words, cwd=tmp_path).document == []
+
+
+def test_a_letter_of_the_stream_is_not_replayed_into_a_strange_database(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    ids = bury(settings, bind=False)
+    words = options(settings)
+    said = skialith("dead-letters", "replay", ids["stream"], *words, cwd=tmp_path)
+    assert said.code == 2 and "--database-url" in said.err
+    left = skialith("dead-letters", "list", "--json", *words, cwd=tmp_path).document
+    assert ids["stream"] in [each["id"] for each in left]
 
 
 def test_discarding_a_letter_of_the_stream(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -28,9 +28,7 @@ def test_the_newest_owner_writes_and_the_older_is_fenced(nats_url: str, open_wal
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_a_zombie_does_not_revive_when_the_newer_owner_releases(
-    nats_url: str, open_wal: OpenWal, count: int
-) -> None:
+def test_a_zombie_does_not_revive_when_the_newer_owner_releases(nats_url: str, open_wal: OpenWal, count: int) -> None:
     namespace = new_namespace()
     zombie, owner = open_wal(nats_url, namespace=namespace), open_wal(nats_url, namespace=namespace)
     zombie.claim("a", soon())
@@ -41,7 +39,9 @@ def test_a_zombie_does_not_revive_when_the_newer_owner_releases(
     assert zombie.status(5.0).messages == 0
 
 
-def test_a_zombie_does_not_revive_when_the_newer_lease_expires_first(nats_server: NatsServer, open_wal: OpenWal) -> None:
+def test_a_zombie_does_not_revive_when_the_newer_lease_expires_first(
+    nats_server: NatsServer, open_wal: OpenWal
+) -> None:
     zombie = open_wal(nats_server.url, lease_seconds=3600)
     brief = open_wal(nats_server.url, lease_seconds=1)
     zombie.claim("a", soon())

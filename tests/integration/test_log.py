@@ -216,9 +216,7 @@ def test_a_silent_server_means_unknown_at_the_deadline(nats_server: NatsServer, 
     assert again[0].seq > 0
 
 
-def test_messages_pulled_on_an_older_connection_are_delivered_again(
-    nats_server: NatsServer, open_wal: OpenWal
-) -> None:
+def test_messages_pulled_on_an_older_connection_are_delivered_again(nats_server: NatsServer, open_wal: OpenWal) -> None:
     wal = open_wal(nats_server.url)
     append(wal, event(wal, "a", "e"))
     source = wal.source(WRITER)

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from skialith import SkialithAgent
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import NatsServer, wait_until
@@ -22,7 +20,8 @@ from tests.fixtures.nats import NatsServer, wait_until
 
 def run(code: str, settings: dict[str, Any], *, seconds: float = 60, **popen: Any) -> subprocess.Popen[str]:
     """Start a Python child that has ``settings`` and ``SkialithAgent``."""
-    head = f"import json, os, sys\nfrom skialith import SkialithAgent\nsettings = json.loads({json.dumps(json.dumps(settings))})\n"
+    head = "import json, os, sys\nfrom skialith import SkialithAgent\n"
+    head += f"settings = json.loads({json.dumps(json.dumps(settings))})\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen
     )
@@ -41,7 +40,12 @@ def test_leaving_without_close_stores_everything(settings: dict[str, Any]) -> No
 
 
 def test_an_abrupt_exit_leaves_everything_to_the_next_process(settings: dict[str, Any], open_agent: OpenAgent) -> None:
-    finish(run("a = SkialithAgent('a', **settings)\na.save_events([(f'e{n}', n) for n in range(50)])\nos._exit(0)", settings))
+    finish(
+        run(
+            "a = SkialithAgent('a', **settings)\na.save_events([(f'e{n}', n) for n in range(50)])\nos._exit(0)",
+            settings,
+        )
+    )
     agent = open_agent("a")
     assert [event.data for event in agent.history()] == list(range(50))
     agent.save_event("last", 50)
@@ -143,7 +147,7 @@ def test_a_database_that_is_away_does_not_stop_the_agent(
 
 
 def test_an_embedded_agent_needs_no_settings(tmp_path: Path) -> None:
-    code = "import os\nwith SkialithAgent('a') as a:\n    s = a.resume()\n    a.checkpoint(s.step_index + 1, {})\n    print(s.step_index)\n"
+    code = "with SkialithAgent('a') as a:\n    s = a.resume()\n    a.checkpoint(s.step_index + 1, {})\n    print(s.step_index)\n"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SKIALITH_")}
     outs = [finish(run(code, {}, cwd=tmp_path, env=env)) for _ in range(3)]
     assert outs == ["0\n", "1\n", "2\n"]
@@ -164,7 +168,3 @@ def test_gevent_is_refused() -> None:
         "try:\n    SkialithAgent('a')\nexcept UnsupportedEnvironment as error:\n    print(error)\n"
     )
     assert "real threads" in finish(run(code, {}))
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

@@ -51,7 +51,7 @@ def test_a_stream_with_other_settings_is_refused(nats_server: NatsServer, open_w
     changed = {**settings, "name": "SKIALITH_other", "max_age": 3_600_000_000_000, "first_seq": 1}
     changed["subjects"] = ["skialith.other.log.>", "skialith.other.chunk.>", "skialith.other.lease.>"]
     api(wal, "STREAM.CREATE.SKIALITH_other", changed)
-    with pytest.raises(ConfigurationError, match="max_age.*must be 0"):
+    with pytest.raises(ConfigurationError, match=r"max_age.*must be 0"):
         open_wal(nats_server.url, namespace="other")
 
 
@@ -71,9 +71,11 @@ def test_jetstream_disabled(tmp_path: Path, open_wal: OpenWal) -> None:
 
 
 def test_a_stream_larger_than_the_server_allows(tmp_path: Path, open_wal: OpenWal) -> None:
-    with NatsServer(tmp_path / "nats", jetstream_config="max_file_store: 64MB") as server:
-        with pytest.raises(ConfigurationError, match="SKIALITH_WAL_BYTES"):
-            open_wal(server.url, wal_bytes=1_000_000_000)
+    with (
+        NatsServer(tmp_path / "nats", jetstream_config="max_file_store: 64MB") as server,
+        pytest.raises(ConfigurationError, match="SKIALITH_WAL_BYTES"),
+    ):
+        open_wal(server.url, wal_bytes=1_000_000_000)
 
 
 def test_nobody_at_the_url(open_wal: OpenWal) -> None:
@@ -121,8 +123,8 @@ def test_an_old_server_is_refused_with_the_missing_feature(nats_url: str, open_w
 
 def test_a_missing_permission_is_named(tmp_path: Path, open_wal: OpenWal) -> None:
     permissions = json.dumps({"publish": {"deny": ["$JS.API.STREAM.CREATE.>"]}})
-    users = f'authorization {{ users: [ {{ user: me, password: pw, permissions: {permissions} }} ] }}'
-    with NatsServer(tmp_path / "nats", config=users) as server, pytest.raises(SkialithError, match="STREAM.CREATE"):
+    users = f"authorization {{ users: [ {{ user: me, password: pw, permissions: {permissions} }} ] }}"
+    with NatsServer(tmp_path / "nats", config=users) as server, pytest.raises(SkialithError, match=r"STREAM\.CREATE"):
         open_wal(f"nats://me:pw@127.0.0.1:{server.port}", seconds=3.0)
 
 

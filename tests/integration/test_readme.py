@@ -21,7 +21,13 @@ def test_the_quickstart_runs_twice(tmp_path: Path) -> None:
     outputs = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", found[1]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", found[1]],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout.splitlines())

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, settings as hypothesis_settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.fixtures.wal import new_namespace
 
@@ -67,10 +75,8 @@ class Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # what was told last never reached it
                     pipe.close()
-                except BrokenPipeError:
-                    pass  # what was told last never reached it
 
 
 PAYLOADS = st.recursive(
@@ -83,11 +89,12 @@ PAYLOADS = st.recursive(
 class AgentMachine(RuleBasedStateMachine):
     """``events`` and ``state`` are what was acknowledged; ``maybe`` is what a killed call may have left behind."""
 
-    base: dict[str, Any]
+    def __init__(self, base: dict[str, Any]) -> None:
+        super().__init__()
+        self.settings = {**base, "namespace": new_namespace()}
 
     @initialize()
     def begin(self) -> None:
-        self.settings = {**self.base, "namespace": new_namespace()}
         self.child = Child(self.settings)
         self.events: dict[str, Any] = {}
         self.states: list[tuple[int, Any]] = [(0, {})]
@@ -159,21 +166,10 @@ class AgentMachine(RuleBasedStateMachine):
             self.child.kill()
 
 
-@pytest.fixture
-def machine(nats_url: str, tmp_path: Path) -> Iterator[type[AgentMachine]]:
-    class Machine(AgentMachine):
-        base = {
-            "nats_url": nats_url,
-            "database_url": f"sqlite:///{tmp_path / 'machine.db'}",
-            "wal_bytes": 32 * 1024 * 1024,
-        }
-
-    yield Machine
-
-
-def test_no_crash_loses_doubles_or_reorders(machine: type[AgentMachine]) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        machine,
+def test_no_crash_loses_doubles_or_reorders(nats_url: str, tmp_path: Path) -> None:
+    base = {"nats_url": nats_url, "database_url": f"sqlite:///{tmp_path / 'machine.db'}", "wal_bytes": 32 * 1024 * 1024}
+    run_state_machine_as_test(
+        lambda: AgentMachine(base),
         settings=hypothesis_settings(
             max_examples=6,
             stateful_step_count=15,

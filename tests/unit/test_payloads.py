@@ -58,6 +58,12 @@ class Nowhere(dt.tzinfo):
     def utcoffset(self, _: dt.datetime | None) -> dt.timedelta:
         raise OSError("no such zone")
 
+    def dst(self, _: dt.datetime | None) -> None:
+        return None
+
+    def tzname(self, _: dt.datetime | None) -> str:
+        return "nowhere"
+
 
 UTC = dt.timezone.utc
 DAY = dt.date(2020, 1, 2)
