@@ -240,6 +240,8 @@ class Runtime:
             return
         self.closed = True
         deadline = time.monotonic() + CLOSE_SECONDS
+        if flush and hasattr(self, "wal") and not self.wal.settle(max(0.0, deadline - time.monotonic()) / 2):
+            log.warning("closing while calls wait for their PubAck: they end with outcome 'unknown'")
         if flush and self._drains:
             self._flush_for_close(deadline)
         for drain in self._drains:

@@ -36,6 +36,7 @@ log = logging.getLogger("skialith.wal")
 T = TypeVar("T")
 
 _GRACE_SECONDS = 5.0
+_RELEASE_SECONDS = 2.0
 _FLUSH_FIRST_SECONDS = 0.005
 _FLUSH_LONGEST_SECONDS = 0.1
 
@@ -222,6 +223,10 @@ class Wal:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
 
+    def settle(self, timeout: float) -> bool:
+        """Wait until every call of this process has its PubAck or its error; False after ``timeout`` seconds."""
+        return self.log.drained(time.monotonic() + timeout)
+
     # ---- looking
 
     def status(self, timeout: float) -> WalStatus:
@@ -277,6 +282,8 @@ class Wal:
             source.release()
         if hasattr(self, "log"):
             await self.log.close()
+            with contextlib.suppress(asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders):
+                await asyncio.wait_for(self.log.release_all(), _RELEASE_SECONDS)
         if hasattr(self, "connection"):
             await self.connection.close()
 

@@ -76,6 +76,11 @@ class Admission:
         self._bytes += size
         return True
 
+    def drained(self, deadline: float) -> bool:
+        """Wait until nothing waits for a PubAck; False at the deadline."""
+        with self._condition:
+            return self._condition.wait_for(lambda: self._records == 0, timeout=max(0.0, deadline - time.monotonic()))
+
     def leave(self, records: int, size: int) -> None:
         with self._condition:
             self._records -= records

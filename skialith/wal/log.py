@@ -79,6 +79,10 @@ class Log:
         self._loop.call_soon_threadsafe(self._enqueue, ticket, entries)
         return ticket
 
+    def drained(self, deadline: float) -> bool:
+        """Wait until every call has its PubAck or its error; False at the deadline."""
+        return self._admission.drained(deadline)
+
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
         ticket = Ticket(_BURIAL_LANE, deadline, count=1)
@@ -343,6 +347,13 @@ class Log:
         finally:
             lane.holders -= 1
             self._forget_idle(lane)
+
+    async def release_all(self) -> None:
+        """Give up every agent that is still owned; what goes wrong leaves a lease to age out."""
+        for lane in list(self.lanes.values()):
+            if lane.lease is not None:
+                lane.lease.users = 1
+                await self.release(lane.agent_id)
 
     async def close(self) -> None:
         """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome."""

@@ -47,7 +47,7 @@ class Socket(TcpTransport):
     """nats-py's TCP transport, counting its connections and bytes, and telling when a connection ends."""
 
     def __init__(self, on_lost: Callable[[], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.epoch = 0
         self.last_received = 0.0
         self._on_lost = on_lost
@@ -63,7 +63,7 @@ class Socket(TcpTransport):
 
     def close(self) -> None:
         self._on_lost()
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()
 
     def __bool__(self) -> bool:
         # nats-py silently puts in its own transport when ours is falsy before the first connect.
@@ -323,7 +323,7 @@ class Connection:
         """Hand one whole frame to the socket, or raise ``Disconnected(sent=False)``."""
         if not self._open.is_set() or self._socket is None:
             raise Disconnected(sent=False)
-        self._socket.write(frame)  # type: ignore[no-untyped-call]
+        self._socket.write(frame)
 
     def expect(self, callback: Callable[[Msg | None], None]) -> tuple[str, str]:
         """Register for replies; returns (token, reply subject). The callback gets None when the connection is lost."""

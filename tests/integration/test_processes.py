@@ -168,3 +168,11 @@ def test_gevent_is_refused() -> None:
         "try:\n    SkialithAgent('a')\nexcept UnsupportedEnvironment as error:\n    print(error)\n"
     )
     assert "real threads" in finish(run(code, {}))
+
+
+def test_leaving_without_close_gives_the_agent_up(settings: dict[str, Any], open_agent: OpenAgent) -> None:
+    finish(run("a = SkialithAgent('a', **settings)\na.resume()\na.checkpoint(1, {})\n", settings))
+    agent = open_agent("a")
+    lease = agent._runtime.wal.stream.subjects.lease("a")
+    assert agent._runtime.wal.call(lambda: agent._runtime.wal.stream.next_message(1, lease), 5) is None
+    assert agent.resume().step_index == 1

@@ -168,8 +168,13 @@ class AgentMachine(RuleBasedStateMachine):
 
 def test_no_crash_loses_doubles_or_reorders(nats_url: str, tmp_path: Path) -> None:
     base = {"nats_url": nats_url, "database_url": f"sqlite:///{tmp_path / 'machine.db'}", "wal_bytes": 32 * 1024 * 1024}
+
+    class Machine(AgentMachine):
+        def __init__(self) -> None:
+            super().__init__(base)
+
     run_state_machine_as_test(
-        lambda: AgentMachine(base),
+        Machine,
         settings=hypothesis_settings(
             max_examples=6,
             stateful_step_count=15,
