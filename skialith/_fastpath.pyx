@@ -461,7 +461,7 @@ def parse_puback(bytes data not None):
     cdef const char* end = p + PyBytes_GET_SIZE(data)
     cdef const char* name
     cdef const char* stop
-    cdef uint64_t seq
+    cdef uint64_t seq = 0
     # The two answers nearly every record gets, as nats-server writes them; anything else is read as JSON.
     if not _skip(&p, end, b'{"stream":"', 11):
         return _puback_from_json(data)
@@ -655,21 +655,21 @@ cdef Item _next_item(Reader* r, uint64_t* count) except FAILED:
     if tag <= 0xDB:
         _step(r, _step_length(r, 1 << (tag - 0xD9)))
         return TEXT
-    count[0] = _step_length(r, 2 << ((tag - 0xDC) & 1))
+    count[0] = <uint64_t> _step_length(r, 2 << ((tag - 0xDC) & 1))
     return LIST if tag <= 0xDD else MAP
 
 
-cdef int _step(Reader* r, uint64_t size) except -1:
-    if size > <uint64_t> (r.size - r.at):
+cdef int _step(Reader* r, int64_t size) except -1:
+    if size > r.size - r.at:
         raise ValueError(f"payload: cut short at byte {r.at}: {size} more bytes needed, {r.size - r.at} there")
     r.at += <Py_ssize_t> size
     return 0
 
 
-cdef uint64_t _step_length(Reader* r, int width) except? 0xFFFFFFFFFFFFFFFF:
-    cdef uint64_t value = 0
+cdef int64_t _step_length(Reader* r, int width) except -1:
+    cdef int64_t value = 0
     cdef int i
-    _step(r, <uint64_t> width)
+    _step(r, width)
     for i in range(width):
         value = (value << 8) | r.data[r.at - width + i]
     return value

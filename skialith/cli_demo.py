@@ -224,6 +224,8 @@ class _Story:
         elif what == "measured":
             self._nanoseconds = told["nanoseconds"]
             say(f"  and {len(self._nanoseconds):,} more events by a second agent, to measure save_event")
+        elif what == "flush":
+            say("  flush(): until the database has it all, also what the killed processes had taken to store")
         elif what == "done":
             say("  finished")
 

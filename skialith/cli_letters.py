@@ -264,7 +264,8 @@ def _selected(engine: Runtime, ids: list[str] | None) -> list[Found]:
     if ids:
         return _chosen(engine, ids)
     found, unread = _every(engine, None)
-    _warn_unread(unread)
+    if unread is not None:
+        raise unread
     return found
 
 
@@ -293,10 +294,11 @@ class NoSuchLetter(SkialithError):
 def _warn_unread(unread: StoreUnavailable | None) -> None:
     if unread is not None:
         say(
-            f"the table dead_letters could not be read, so this is the log's part alone: {unread}",
+            f"the table dead_letters was not read, so this is the log's part alone: {unread}",
             style="yellow",
             error=True,
         )
+        raise typer.Exit(1)
 
 
 # ---- telling of them

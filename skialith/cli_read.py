@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from .cli_settings import agent_of, looking, takes_settings
 from .cli_show import emit, facts, iso, note, payload, plural, printable, say, show, size, span, table, when
@@ -112,18 +114,15 @@ def _status_document(config: Config, wal: WalStatus, database: dict[str, Any]) -
     }
 
 
-def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> list[tuple[str, Any]]:
+def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> list[tuple[str, str | Text]]:
     where = "embedded nats-server" if config.embedded else "nats-server"
     copies = f", {wal.replicas} replicas" if wal.replicas > 1 else ""
+    used = f"{size(wal.bytes)} of {size(wal.max_bytes)} ({wal.bytes / wal.max_bytes:.1%})"
     oldest = _oldest(wal)
-    lines: list[tuple[str, Any]] = [
+    lines: list[tuple[str, str | Text]] = [
         ("namespace", config.namespace),
         ("log", f"{wal.stream} on {where} {wal.server_version}{copies}"),
-        (
-            "",
-            f"{size(wal.bytes)} of {size(wal.max_bytes)} ({wal.bytes / wal.max_bytes:.1%}), "
-            + plural(wal.messages, "message"),
-        ),
+        ("", f"{used}, {plural(wal.messages, 'message')}"),
         *[(lag.name, _lag(lag)) for lag in wal.consumers],
     ]
     if not wal.traces:
@@ -133,24 +132,28 @@ def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> l
     if database["ok"]:
         lines.append(("", "  ".join(f"{name} {count:,}" for name, count in database["rows"].items())))
     else:
-        lines.append(("", f"not readable: {printable(database['error'])}"))
+        lines.append(("", Text(f"not readable: {printable(database['error'])}", style="red")))
     lines.append(("dead letters", _dead(wal, database)))
     lines.append(("durability", f"{config.durability}: {_meaning(config, wal)}"))
     return lines
 
 
-def _lag(lag: ConsumerLag) -> str:
+def _lag(lag: ConsumerLag) -> str | Text:
     if not lag.records:
         return "up to date"
-    nobody = "" if lag.pulls or lag.in_flight else "; nobody is storing them now (`skialith writer` does)"
-    return f"{plural(lag.records, 'record')} behind, the oldest by {span(lag.oldest_seconds)}{nobody}"
+    behind = f"{plural(lag.records, 'record')} behind, the oldest by {span(lag.oldest_seconds)}"
+    if lag.pulls or lag.in_flight:
+        return behind
+    return Text(f"{behind}; nobody is storing them now (`skialith writer` does)", style="yellow")
 
 
-def _dead(wal: WalStatus, database: dict[str, Any]) -> str:
+def _dead(wal: WalStatus, database: dict[str, Any]) -> str | Text:
     stored = database["rows"]["dead_letters"] if database["ok"] else 0
     if not stored and not wal.dead_letters:
         return "none" if database["ok"] else "none in the log"
-    return f"{stored:,} in the table, {wal.dead_letters:,} in the log: see `skialith dead-letters list`"
+    return Text(
+        f"{stored:,} in the table, {wal.dead_letters:,} in the log: see `skialith dead-letters list`", style="yellow"
+    )
 
 
 def _meaning(config: Config, wal: WalStatus) -> str:
@@ -280,10 +283,10 @@ def _event_document(event: Event) -> dict[str, Any]:
     }
 
 
-def _event_table(events: list[Event]) -> Any:
+def _event_table(events: list[Event]) -> Table:
     rows = table("SAVED", "STEP", "TYPE", "EVENT", "IN", "DATA", right=("STEP",))
-    rows.columns[-1].overflow = "ellipsis"
-    rows.columns[-1].no_wrap = True
+    for column in rows.columns[:-1]:
+        column.no_wrap = True  # a narrow terminal cuts the data, and nothing else
     for event in events:
         place = "dead letter" if event.dead else "database" if event.stored else "log"
         rows.add_row(
@@ -292,7 +295,7 @@ def _event_table(events: list[Event]) -> Any:
             printable(event.event_type),
             printable(event.event_id),
             place,
-            printable(json.dumps(payload(event.data), ensure_ascii=False)),
+            Text(printable(json.dumps(payload(event.data), ensure_ascii=False)), no_wrap=True, overflow="ellipsis"),
         )
     return rows
 

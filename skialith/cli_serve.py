@@ -19,7 +19,7 @@ from rich.table import Table
 
 from .cli_settings import takes_settings
 from .cli_show import console, facts, plural, printable, say, size, span
-from .config import Config, redact
+from .config import Config, load, redact
 from .errors import ConfigurationError, WalError
 from .runtime import Runtime, acquire
 from .wal.client import WalStatus
@@ -46,17 +46,19 @@ def up(
         )
     with _until_signal() as stopping, _engine(config) as engine:
         say("Skialith is up.", style="bold green")
-        say("Programs started in this directory find it by themselves. From elsewhere:\n")
+        here = config.path == load({}).path
+        say("Programs started in this directory find it by themselves. From elsewhere:\n" if here else "To use it:\n")
         say(f"  export SKIALITH_NATS_URL={engine.find_url()}")
         say(f"  export SKIALITH_DATABASE_URL={engine.config.store_url}")
         if config.namespace != "default":
             say(f"  export SKIALITH_NAMESPACE={config.namespace}")
         say(
-            "\nThe NATS URL holds a token: it is a secret, whoever has it can read and write all records.",
+            "\nThe NATS URL is a secret: whoever has its token can read and write all records.",
             style="yellow",
         )
         say("Ctrl-C stops it; what is acknowledged stays.\n")
         _show_until(stopping, engine, every)
+    say("stopped")
 
 
 @takes_settings

@@ -99,12 +99,15 @@ def looking(config: Config) -> Iterator[Runtime]:
     check_something_here(config)
     with ExitStack() as stack:
         file = sqlite_file(config)
-        if file is not None and not file.exists():
+        absent = file is not None and not file.exists()
+        if absent:
+            config = replace(config, database_url=stack.enter_context(_empty_database()))
+        engine = stack.enter_context(changing(config))
+        if absent:
             note(
                 f"there is no database at {file} yet, so this is the log alone; if yours is elsewhere give --database-url"
             )
-            config = replace(config, database_url=stack.enter_context(_empty_database()))
-        yield stack.enter_context(changing(config))
+        yield engine
 
 
 @contextmanager

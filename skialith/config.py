@@ -126,6 +126,8 @@ DATABASE_CONNECTIONS = 8
 """Connections one store holds at most; further callers wait for one to be returned."""
 DATABASE_CHECKOUT_SECONDS = 30.0
 """How long a caller waits for a connection of the store."""
+DATABASE_FORK_SECONDS = 10.0
+"""How long ``fork()`` waits for the running SQLite transactions of its process."""
 DATABASE_STATEMENT_BYTES = 4 * 1024 * 1024
 """Longest INSERT statement, unless one row alone is longer; never over half of the server's ``max_allowed_packet``."""
 DATABASE_LEAST_PACKET_BYTES = 8 * 1024 * 1024

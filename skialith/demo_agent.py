@@ -126,6 +126,7 @@ def main() -> None:
             if orders.samples:
                 with SkialithAgent(orders.sampler_id, **orders.settings) as sampler:
                     stage.tell("measured", nanoseconds=_measure(sampler, orders.samples))
+            stage.tell("flush")
             agent.flush(_FLUSH_SECONDS)
             stage.tell("done")
     except SkialithError as error:

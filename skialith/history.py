@@ -100,7 +100,7 @@ class History:
         while cursor < upper:
             rows = self._store.events(self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS)
             bound = rows[-1][0].position if len(rows) == HISTORY_PAGE_RECORDS else upper
-            page: list[Entry] = [(record, True, dead) for record, dead in rows]
+            page: list[Entry] = [(record, True, dead) for record, dead in rows if record.key not in self._unstored]
             seen = {record.key for record, _ in rows}
             for record in buried:
                 if cursor < record.position <= bound and record.key not in seen:

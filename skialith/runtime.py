@@ -160,11 +160,13 @@ class Runtime:
         except StoreUnavailable as error:
             log.warning("the database is away, records wait in the log until it is back: %s", error)
 
-    def _trim(self) -> None:
+    def _trim(self) -> bool:
         try:
             self.wal.trim()
         except (WalError, Closed) as error:
             log.info("trimming %s put off: %s", self.wal.stream.name, error)
+            return False
+        return True
 
     # ---- what agents use
 
@@ -285,11 +287,15 @@ class _Binder:
 
 
 class _Trimmer:
-    """A thread that trims about once a second, and only after acks moved."""
+    """A thread that trims about once a second, at its start and then only after acks moved or a trim failed.
 
-    def __init__(self, trim: Callable[[], None]) -> None:
+    At its start, because whoever acknowledged before may have ended before it trimmed, and a full log moves no acks.
+    """
+
+    def __init__(self, trim: Callable[[], bool]) -> None:
         self._trim = trim
         self._moved = threading.Event()
+        self._moved.set()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._main, name="skialith-trim", daemon=True)
 
@@ -311,7 +317,8 @@ class _Trimmer:
             self._moved.clear()
             if self._stopping.wait(TRIM_SECONDS):
                 return
-            self._trim()
+            if not self._trim():
+                self._moved.set()
 
 
 os.register_at_fork(after_in_child=_registry.forget_parent)

@@ -53,7 +53,7 @@ class MySqlStore(SqlStore):
         self._driver = _driver()
         self._arguments = _arguments(url, self.url)
         self._pool: Pool[Any] = Pool(
-            self._connect, lambda connection: connection.close(), alive=self._alive, inherit=_detach
+            self._connect, lambda connection: connection.close(), alive=self._alive, leave=_detach
         )
 
     @contextmanager

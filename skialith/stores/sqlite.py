@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -94,7 +95,11 @@ class SqliteStore(SqlStore):
 
     def _connect(self) -> _Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        # Only a file that is not there is opened, and no other thread goes on before it is closed: closing any descriptor of
+        # a file drops all locks that this process holds on it (POSIX), and another process, taking itself for the last
+        # user, then deletes the WAL under our commits.
+        with _creating, suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(
             self.path,
             timeout=SQLITE_BUSY_SECONDS,
@@ -118,6 +123,9 @@ class SqliteStore(SqlStore):
             return self.path.stat().st_ino == connection.inode
         except OSError:
             return False
+
+
+_creating = threading.Lock()
 
 
 class _Connection(sqlite3.Connection):

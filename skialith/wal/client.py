@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -142,6 +143,14 @@ class Wal:
         """One ``Ack`` per record, in order. Raises the record's error; interruptible, and Ctrl-C gives the call up."""
         try:
             return ticket.future.result(max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
+        except FutureTimeout as error:
+            if not ticket.future.cancel() and not ticket.future.cancelled():
+                return ticket.future.result()
+            raise WalUnavailable(
+                f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
+                "written, call again with the same id",
+                outcome="unknown",
+            ) from error
         except BaseException:
             ticket.future.cancel()
             raise

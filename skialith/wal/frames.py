@@ -17,6 +17,9 @@ from .stream import Subjects
 _HEADER_BYTES = 256
 """What a message costs in the store beside its data, about."""
 
+HEADER_ROOM_BYTES = 1024
+"""The longest headers of a record: message id, fence with a lease subject, batch."""
+
 
 def record_entry(record: Record, ticket: Ticket, subjects: Subjects, max_payload: int) -> Entry:
     """A record ready to send; a body over ``max_payload`` is cut into chunks. Raises ``RecordTooLarge``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import secrets
@@ -88,7 +89,7 @@ class Leases:
                 answer = await self._publish(lease.subject, expected, record, deadline)
             except (Disconnected, NoReply, NoResponders):
                 answer = None
-            if answer is not None and answer[3] == 0:
+            if answer is not None and answer[3] == 0 and answer[4] == 0:
                 self._hold(lease, answer[0], server_id)
                 return
             if answer is not None and answer[3] not in (
@@ -195,6 +196,10 @@ class Leases:
 
     async def release(self, lease: Lease) -> None:
         """Give the agent up, once, on this connection. Bounded by the lease's sequence, so a next owner's is never touched."""
+        if lease.lost is None and lease.server_id != self._connection.server_id:
+            # After a power loss the next owner's lease may stand at a lower sequence than this one.
+            with contextlib.suppress(AgentFenced):
+                await self.verify(lease, time.monotonic() + _ATTEMPT_SECONDS)
         if lease.lost is None:
             body = {"filter": lease.subject, "seq": lease.seq + 1}
             await self._stream.api.once(f"STREAM.PURGE.{self._stream.name}", body, timeout=_ATTEMPT_SECONDS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import InvalidStateError
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,10 +18,10 @@ from ..config import (
     MAX_QUEUED_BYTES,
     MAX_QUEUED_RECORDS,
 )
-from ..errors import Outcome, SkialithError, WalFull, WalRejected, WalUnavailable
+from ..errors import AgentFenced, Closed, Outcome, SkialithError, WalFull, WalRejected, WalUnavailable
 from ..records import Ack, DeadLetter, Record
 from . import frames
-from .api import NoResponders, backoff
+from .api import ApiError, NoResponders, backoff
 from .lane import Admission, Entry, Lane, Ticket
 from .lease import WRONG_LAST_SEQUENCE, Lease, Leases
 from .read import Reader
@@ -54,6 +56,7 @@ class Log:
         self._loop = asyncio.get_running_loop()
         self._admission = Admission()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.lanes: dict[str, Lane] = {}
         self.last_seq = 0
         """Highest sequence this process appended; what ``flush()`` waits for."""
@@ -76,7 +79,7 @@ class Log:
                 outcome="not_written",
             )
         ticket.future.add_done_callback(lambda _: self._admission.leave(ticket.count, ticket.size))
-        self._loop.call_soon_threadsafe(self._enqueue, ticket, entries)
+        self._hand_over(ticket, entries)
         return ticket
 
     def drained(self, deadline: float) -> bool:
@@ -87,8 +90,14 @@ class Log:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
         ticket = Ticket(_BURIAL_LANE, deadline, count=1)
         entry = frames.letter_entry(letter, ticket, self._stream.subjects, self._connection.max_payload)
-        self._loop.call_soon_threadsafe(self._enqueue, ticket, [entry])
+        self._hand_over(ticket, [entry])
         return ticket
+
+    def _hand_over(self, ticket: Ticket, entries: list[Entry]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._enqueue, ticket, entries)
+        except RuntimeError:  # The loop is closed.
+            _fail_future(ticket, _closed(ticket.agent_id))
 
     # ---- on the loop
 
@@ -99,6 +108,9 @@ class Log:
         return lane
 
     def _enqueue(self, ticket: Ticket, entries: list[Entry]) -> None:
+        if self._closed:
+            _fail_future(ticket, _closed(ticket.agent_id))
+            return
         lane = self.lane(ticket.agent_id)
         lane.queue.extend(entries)
         if not lane.running:
@@ -201,8 +213,9 @@ class Log:
         """One attempt; False asks to go one by one. Raises what ends or repeats the attempt."""
         deadline = min(entry.ticket.deadline for entry in group)
         await self._connection.ready(deadline)
+        self._check_payload(lane, group)
         if lane.agent_id != _BURIAL_LANE:
-            await self._check_room(sum(entry.size for entry in group))
+            await self._check_room(sum(entry.size for entry in group), deadline)
         lease = lane.lease
         if lease is not None:
             await self._leases.ensure(lease, deadline)
@@ -221,8 +234,8 @@ class Log:
         reply = await self._connection.exchange(build, timeout)
         if not reply.data:
             raise NoResponders
-        seq, duplicate, _, code, _, description, _ = _fastpath.parse_puback(reply.data)
-        if code == 0:
+        seq, duplicate, _, code, status, description, _ = _fastpath.parse_puback(reply.data)
+        if code == 0 and status == 0:
             self._acknowledge(lane, group, seq, duplicate)
             return True
         if code == _DUPLICATE_IN_BATCH:
@@ -233,10 +246,26 @@ class Log:
         await self._refused(lane, code, description, deadline)
         raise _Retry(f"the server answered {description} ({code})")
 
-    async def _check_room(self, size: int) -> None:
+    def _check_payload(self, lane: Lane, group: list[Entry]) -> None:
+        """The next server may take less than the one that the record was cut for; it would end the connection."""
+        limit = self._connection.max_payload - frames.HEADER_ROOM_BYTES
+        largest = max(max(len(entry.data), *map(len, entry.chunks)) if entry.chunks else len(entry.data) for entry in group)
+        if largest > limit:
+            raise AppendFailed(
+                WalUnavailable(
+                    f"agent {lane.agent_id!r}: the server's max_payload is now {self._connection.max_payload:,} bytes, less "
+                    "than when the record was made; call again with the same id",
+                    outcome="not_written",
+                )
+            )
+
+    async def _check_room(self, size: int, deadline: float) -> None:
         if self._stream.has_room(size):
             return
-        await self._stream.info()
+        try:
+            await self._stream.info(deadline)
+        except ApiError as error:
+            raise _Retry(str(error)) from error
         if not self._stream.has_room(size):
             raise AppendFailed(_full(self._stream.name, self._stream.max_bytes))
 
@@ -272,6 +301,7 @@ class Log:
 
     async def _acknowledge_present(self, lane: Lane, entry: Entry, deadline: float) -> None:
         """A large record whose id is there already: from an earlier attempt, or an earlier call."""
+        entry.unknown = True
         seq = 0 if lane.agent_id == _BURIAL_LANE else await self._reader.find(entry.subject, entry.key, deadline)
         self._settle(lane, entry, Ack(seq, True))
 
@@ -282,8 +312,9 @@ class Log:
         if lane.agent_id != _BURIAL_LANE:
             self.last_seq = max(self.last_seq, ack.seq)
         ticket.acks.append(ack)
-        if len(ticket.acks) == ticket.count and not ticket.future.done():
-            ticket.future.set_result(ticket.acks)
+        if len(ticket.acks) == ticket.count:
+            with contextlib.suppress(InvalidStateError):  # Its caller gave up.
+                ticket.future.set_result(ticket.acks)
 
     def _fail_group(self, lane: Lane, group: list[Entry], error: SkialithError) -> None:
         for entry in group:
@@ -300,8 +331,7 @@ class Log:
         for other in [other for other in lane.queue if other.ticket is entry.ticket]:
             lane.queue.remove(other)
             other.done = True
-        if not entry.ticket.future.done():
-            entry.ticket.future.set_exception(error)
+        _fail_future(entry.ticket, error)
 
     # ---- ownership
 
@@ -310,9 +340,12 @@ class Log:
         async with self._held(agent_id) as lane:
             held = lane.lease
             if held is not None and held.lost is None:
-                await self._leases.ensure(held, deadline)
-                held.users += 1
-                return held
+                # Another process may have taken it over since the last write; whoever resumes takes it back.
+                with contextlib.suppress(AgentFenced):
+                    await self._leases.verify(held, deadline)
+                    await self._leases.ensure(held, deadline)
+                    held.users += 1
+                    return held
             lease = await self._leases.claim(agent_id, deadline)
             lease.users = held.users + 1 if held is not None else 1
             lane.lease = lease
@@ -356,7 +389,8 @@ class Log:
                 await self.release(lane.agent_id)
 
     async def close(self) -> None:
-        """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome."""
+        """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome, later ones ``Closed``."""
+        self._closed = True
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
@@ -373,6 +407,15 @@ def _full(name: str, max_bytes: int, detail: str = "") -> WalFull:
         "reaches its database (`skialith status`), or raise the stream's max_bytes",
         outcome="not_written",
     )
+
+
+def _closed(agent_id: str) -> Closed:
+    return Closed(f"agent {agent_id!r}: the log was closed before the record was sent; nothing was sent")
+
+
+def _fail_future(ticket: Ticket, error: SkialithError) -> None:
+    with contextlib.suppress(InvalidStateError):  # Its caller gave up.
+        ticket.future.set_exception(error)
 
 
 def _copied(error: SkialithError) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
@@ -49,6 +49,7 @@ class LoopThread:
             self._loop.run_forever()
         finally:
             self._cancel_all()
+            self._loop.run_until_complete(asyncio.sleep(0))  # What other threads handed over meanwhile.
             self._loop.close()
 
     def _cancel_all(self) -> None:
@@ -92,6 +93,8 @@ class LoopThread:
                 f"no answer from the loop thread within {timeout:.1f} s",
                 outcome="unknown",
             ) from error
+        except CancelledError as error:
+            raise Closed("Skialith was closed during the call", outcome="unknown") from error
         except BaseException:
             future.cancel()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import time
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from nats.aio.msg import Msg
 
-from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, WRITER_BATCH_BYTES
+from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Position, Record, decode_record
 from .api import NoResponders, backoff, time_ns
@@ -31,18 +32,38 @@ class Reader:
 
     async def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None:
         """The newest checkpoint in the log, with its body; None if the log holds none."""
-        subject = self._stream.subjects.checkpoint(agent_id)
-        messages = await self.direct(self._stream.name, {"multi_last": [subject]}, deadline)
-        for message in messages:
-            record = self._record(message)
+        missing: BodyMissing | None = None
+        patience = min(deadline, time.monotonic() + RETRY_LONGEST_SECONDS)
+        while True:
+            record = await self._last(self._stream.subjects.checkpoint(agent_id), deadline)
+            if record is None:
+                return None
             if record.kind != Kind.CHECKPOINT:
                 raise WalRejected(
                     f"agent {agent_id!r}: the checkpoint at sequence {record.position.seq} does not decode; it was written by a "
                     "newer Skialith or damaged. Upgrade, or see `skialith dead-letters`"
                 )
-            if record.agent_id == agent_id:
+            if record.agent_id != agent_id:
+                return None
+            if missing is not None and time.monotonic() >= patience:
+                raise missing
+            try:
                 return await self.with_body(record, deadline)
-        return None
+            except BodyMissing as error:
+                # Stored and trimmed since its head was read, or a replica lags: the head tells, when it is read again.
+                missing = error
+                await asyncio.sleep(RETRY_LONGEST_SECONDS / 10)
+
+    async def _last(self, subject: str, deadline: float) -> Record | None:
+        """The last record on a subject. With replicas it is asked of the leader: another one may not have it yet."""
+        if self._stream.replicas == 1:
+            messages = await self.direct(self._stream.name, {"multi_last": [subject]}, deadline)
+            return self._record(messages[0]) if messages else None
+        message = await self._stream.last_message(subject, deadline)
+        if message is None:
+            return None
+        position = Position(time_ns(message["time"]), int(message["seq"]))
+        return self._decoded(base64.b64decode(message.get("data", "")), position)
 
     async def end(self, deadline: float) -> Position:
         """The position of the last message of the log now; ``NOWHERE`` if it never held one."""
@@ -65,10 +86,28 @@ class Reader:
         else:
             # By time: after a power loss sequences are handed out again, times are not.
             query["start_time"] = _rfc3339(after.time_ns)
-        messages = await self.direct(self._stream.name, query, deadline)
-        more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
-        records = [self._record(message) for message in messages]
-        return [r for r in records if r.agent_id == agent_id and r.position > after], more
+        while True:
+            messages = await self.direct(self._stream.name, query, deadline)
+            more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
+            records = [self._record(message) for message in messages]
+            wanted = [r for r in records if r.agent_id == agent_id and r.position > after]
+            last = records[-1].position.seq if records else after.seq
+            if not more and await self._lags(subject, last, deadline):
+                await asyncio.sleep(RETRY_LONGEST_SECONDS / 10)
+            elif wanted or not more:
+                return wanted, more
+            else:
+                # A page of which nothing is wanted (foreign, undecodable, not behind ``after``): on behind it.
+                query.pop("start_time", None)
+                query["seq"] = last + 1
+
+    async def _lags(self, subject: str, last: int, deadline: float) -> bool:
+        """Whether the leader has a message behind ``last`` that the replica which answered did not have yet."""
+        if self._stream.replicas == 1:
+            return False
+        if time.monotonic() >= deadline:
+            raise WalUnavailable(f"{self._stream.name} could not be read before the deadline: a replica lags behind its leader")
+        return await self._stream.next_message(last + 1, subject, deadline) is not None
 
     async def find(self, subject: str, key: bytes, deadline: float) -> int:
         """Sequence of the record with this key; 0 when it has left the log already."""
@@ -137,9 +176,11 @@ class Reader:
 
     def _record(self, message: Msg) -> Record:
         headers = message.headers or {}
-        position = Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"]))
+        return self._decoded(message.data, Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"])))
+
+    def _decoded(self, data: bytes, position: Position) -> Record:
         try:
-            return decode_record(self._stream.namespace, message.data, position)
+            return decode_record(self._stream.namespace, data, position)
         except ValueError:
             # Readers pass over what does not decode; the writer makes a dead letter of it.
             return Record(0, self._stream.namespace, "", "", b"", 0, "", 0, 0, b"", position)

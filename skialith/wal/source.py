@@ -29,6 +29,8 @@ from .transport import Connection, Disconnected
 
 _EXPIRES_SECONDS = 5.0
 _CALL_GRACE_SECONDS = 5.0
+_LARGEST_PULL_BYTES = 65 * 1024 * 1024
+"""Over the largest message that a server can be configured to take."""
 _STALE_SECONDS = ACK_WAIT_SECONDS / 2
 """Messages that waited this long here are left to be delivered again, to a writer that is not stuck."""
 
@@ -46,6 +48,7 @@ class _Pull:
         self._requested = False
         self._gone = False
         self._until = 0.0
+        self._least_bytes = WRITER_BATCH_BYTES
 
     async def take(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
         self._drop_stale()
@@ -104,7 +107,7 @@ class _Pull:
             self._listening = True
         self._requested = True
         self._until = time.monotonic() + _EXPIRES_SECONDS + 1.0
-        size = max(WRITER_BATCH_BYTES, self._connection.max_payload + 64 * 1024)
+        size = max(self._least_bytes, self._connection.max_payload + 64 * 1024)
         body = {
             "batch": WRITER_BATCH_ROWS,
             "expires": int(_EXPIRES_SECONDS * 1e9),
@@ -130,6 +133,9 @@ class _Pull:
             headers = message.headers or {}
             status, text = headers.get("Status", ""), headers.get("Description", "")
             self._gone = status == "503" or "Consumer Deleted" in text
+            if "MaxBytes" in text:
+                # A message from when the server's max_payload was larger: no pull as small as this one ever gets it.
+                self._least_bytes = min(2 * self._least_bytes, _LARGEST_PULL_BYTES)
             self._end()
             return
         seq, time_ns, deliveries, _ = _fastpath.parse_ack_subject(message.reply)

@@ -13,6 +13,7 @@ from ..config import (
     API_TIMEOUT_SECONDS,
     DEFAULT_WAL_BYTES,
     DUPLICATE_WINDOW_SECONDS,
+    ENVELOPE_RESERVE_BYTES,
     MAX_ACK_PENDING,
     STREAM_FULL_SHARE,
     Config,
@@ -142,6 +143,11 @@ class Stream:
             raise ConfigurationError(
                 f"nats-server {version} is too old: Skialith needs 2.12 or newer, for atomic batch publish "
                 "(allow_atomic) and expected-sequence headers by subject; upgrade the server"
+            )
+        if self._connection.max_payload < 2 * ENVELOPE_RESERVE_BYTES:
+            raise ConfigurationError(
+                f"this nats-server takes {self._connection.max_payload:,} bytes in one message: set its max_payload to at least "
+                f"{2 * ENVELOPE_RESERVE_BYTES:,} (the default is 1MB)"
             )
         if not info.get("jetstream"):
             raise ConfigurationError(
@@ -308,9 +314,15 @@ class Stream:
 
     async def next_message(self, seq: int, filter_subject: str, deadline: float | None = None) -> dict[str, Any] | None:
         """The first message at or behind ``seq`` that matches, read from the leader; None if there is none."""
+        return await self._message({"seq": seq, "next_by_subj": filter_subject}, deadline)
+
+    async def last_message(self, subject: str, deadline: float | None = None) -> dict[str, Any] | None:
+        """The last message on ``subject``, read from the leader; None if there is none."""
+        return await self._message({"last_by_subj": subject}, deadline)
+
+    async def _message(self, query: dict[str, Any], deadline: float | None) -> dict[str, Any] | None:
         try:
-            body = {"seq": seq, "next_by_subj": filter_subject}
-            answer = await self.api.call(f"STREAM.MSG.GET.{self.name}", body, deadline=deadline)
+            answer = await self.api.call(f"STREAM.MSG.GET.{self.name}", query, deadline=deadline)
         except ApiError as error:
             if error.code == _NO_MESSAGE:
                 return None

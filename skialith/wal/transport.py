@@ -29,6 +29,8 @@ log = logging.getLogger("skialith.wal")
 
 _RECONNECT_WAIT_SECONDS = 0.1
 _REBUILD_AFTER_SECONDS = 20.0
+_SILENT_SECONDS = 1.0
+"""A reply must be missing at least this long before the connection is suspected; a short deadline proves nothing."""
 
 
 class Disconnected(Exception):
@@ -42,11 +44,14 @@ class Disconnected(Exception):
 class NoReply(Exception):
     """The frame was sent and no reply came in time."""
 
+    def __init__(self) -> None:
+        super().__init__("no reply from the server in time")
+
 
 class Socket(TcpTransport):
     """nats-py's TCP transport, counting its connections and bytes, and telling when a connection ends."""
 
-    def __init__(self, on_lost: Callable[[], None]) -> None:
+    def __init__(self, on_lost: Callable[[Socket], None]) -> None:
         super().__init__()
         self.epoch = 0
         self.last_received = 0.0
@@ -62,7 +67,10 @@ class Socket(TcpTransport):
         return data
 
     def close(self) -> None:
-        self._on_lost()
+        self._on_lost(self)
+        if self._io_writer is not None:
+            # Not gracefully: a dead peer would never take what is buffered (nor end TLS), and nats-py waits for that.
+            self._io_writer.transport.abort()
         super().close()
 
     def __bool__(self) -> bool:
@@ -96,6 +104,7 @@ class Connection:
         self._supervisor: asyncio.Task[None] | None = None
         self._lost_at = 0.0
         self._generation = 0
+        self._max_payload = 0
 
     # ---- what the server says of itself
 
@@ -105,7 +114,8 @@ class Connection:
 
     @property
     def max_payload(self) -> int:
-        return int(self._client.max_payload)
+        """What the server of the current connection takes in one message, or of the last one while there is none."""
+        return self._max_payload
 
     @property
     def server_id(self) -> str:
@@ -139,14 +149,14 @@ class Connection:
         refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         async def on_error(error: Exception) -> None:
-            self._last_error = error
+            self._last_error = error if str(error) else NoReply()
             if "authorization violation" in str(error).lower() and not refused.done():
                 refused.set_result(str(error))
             log.debug("nats: %s", error)
 
         client: Any = Client()
         self._generation += 1
-        self._socket = client._transport = Socket(self._lost)
+        self._socket = socket = client._transport = Socket(self._lost)
         self._client = client
         connecting = asyncio.create_task(client.connect(**self._options(on_error)))
         try:
@@ -167,8 +177,11 @@ class Connection:
                     outcome="not_written",
                 )
             await connecting
+            epoch = socket.epoch
             self._check_tls()
             await self._subscribe()
+            if not client.is_connected or socket.epoch != epoch:
+                raise OSError("the connection was lost while it was set up")
         except (NatsError, OSError, ssl.SSLError) as error:
             await self._discard(client, connecting)
             raise WalUnavailable(
@@ -178,21 +191,21 @@ class Connection:
         except BaseException:
             await self._discard(client, connecting)
             raise
+        self._max_payload = int(client.max_payload)
+        self._last_error = None
         self._open.set()
 
     async def _discard(self, client: Any, connecting: asyncio.Task[Any]) -> None:
         connecting.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await connecting
-        with contextlib.suppress(Exception):
-            await client.close()
+        await _end(client)
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
         options: dict[str, Any] = {
             "servers": [bare(url) for url in self._url.split(",")],
             "name": "skialith",
             "error_cb": on_error,
-            "disconnected_cb": self._on_disconnected,
             "reconnected_cb": self._on_reconnected,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": _RECONNECT_WAIT_SECONDS,
@@ -253,16 +266,17 @@ class Connection:
             raise Disconnected(sent=False) from error
         self._listeners[name] = callback
 
-    async def _on_disconnected(self) -> None:
-        self._lost()
-
     async def _on_reconnected(self) -> None:
+        self._max_payload = int(self._client.max_payload)
+        self._last_error = None
         self._open.set()
         log.info("connected to NATS again (%s)", self._redacted())
         if self._on_open is not None:
             await self._on_open()
 
-    def _lost(self) -> None:
+    def _lost(self, socket: Socket | None) -> None:
+        if socket is not self._socket:
+            return  # An earlier client's, closed late.
         if self._open.is_set():
             self._lost_at = time.monotonic()
             self._open.clear()
@@ -284,14 +298,13 @@ class Connection:
                 if self._client.is_closed or stuck or url != self._url:
                     self._url = url
                     await self._rebuild()
-            except (WalUnavailable, ConfigurationError) as error:
+            except Exception as error:  # noqa: BLE001 - nobody else brings the connection back, so nothing may end this
                 self._last_error = error
                 log.warning("still no connection to NATS: %s", error)
                 await asyncio.sleep(1.0)
 
     async def _rebuild(self) -> None:
-        with contextlib.suppress(Exception):
-            await asyncio.wait_for(self._client.close(), CONNECT_TIMEOUT_SECONDS)
+        await _end(self._client)
         await self._build(CONNECT_TIMEOUT_SECONDS)
         if self._on_open is not None:
             await self._on_open()
@@ -301,10 +314,9 @@ class Connection:
         self._closing = True
         if self._supervisor is not None:
             self._supervisor.cancel()
-        self._lost()
+        self._lost(self._socket)
         if self._client is not None:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(self._client.close(), CONNECT_TIMEOUT_SECONDS)
+            await _end(self._client)
 
     # ---- frames and replies
 
@@ -323,7 +335,11 @@ class Connection:
         """Hand one whole frame to the socket, or raise ``Disconnected(sent=False)``."""
         if not self._open.is_set() or self._socket is None:
             raise Disconnected(sent=False)
-        self._socket.write(frame)
+        try:
+            self._socket.write(frame)
+        except (RuntimeError, OSError) as error:
+            # uvloop refuses a socket that ended before nats-py noticed.
+            raise Disconnected(sent=False) from error
 
     def expect(self, callback: Callable[[Msg | None], None]) -> tuple[str, str]:
         """Register for replies; returns (token, reply subject). The callback gets None when the connection is lost."""
@@ -409,6 +425,8 @@ class Connection:
             self.forget(token)
 
     async def _check_silence(self, since: float) -> None:
+        if time.monotonic() - since < _SILENT_SECONDS:
+            return
         if self._socket is not None and self._open.is_set() and self._socket.last_received < since:
             await self._client.force_reconnect()
 
@@ -416,3 +434,13 @@ class Connection:
         callback = self._replies.get(message.subject.rpartition(".")[2])
         if callback is not None:
             callback(message)
+
+
+async def _end(client: Any) -> None:
+    """Close a client, bounded. In a task of its own: a close that is cancelled inside must not cancel the caller."""
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.wait({closing}, timeout=CONNECT_TIMEOUT_SECONDS)
+    if not closing.done():
+        closing.cancel()
+    elif not closing.cancelled():
+        closing.exception()

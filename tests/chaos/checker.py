@@ -107,7 +107,9 @@ class Checker:
         kept: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in rows:
             kept[row.agent, row.identity].append(row)
-        buried = {(letter.agent, letter.identity): letter for letter in self._letters_of_writer() if letter.kind == kind}
+        buried = {
+            (letter.agent, letter.identity): letter for letter in self._letters_of_writer() if letter.kind == kind
+        }
         for name, letter in buried.items():
             kept[name].append(letter)
             if name not in self._expected_dead:
@@ -124,7 +126,9 @@ class Checker:
     def _check_copies(self, kind: str, name: tuple[str, str], fate: Fate | None, copies: list[Row]) -> None:
         if len(copies) > 1:
             self._verdict.duplicates += len(copies) - 1
-            self._verdict.fault(f"DOUBLED: {kind} {name} is stored {len(copies)} times, at {[c.position for c in copies]}")
+            self._verdict.fault(
+                f"DOUBLED: {kind} {name} is stored {len(copies)} times, at {[c.position for c in copies]}"
+            )
         if fate is None:
             self._verdict.fault(f"{kind} {name} is stored and nobody ever intended it")
             return
@@ -227,7 +231,9 @@ class Checker:
         for agent, owners in claims.items():
             for claim in owners:
                 own = epochs.get((claim.child, claim.began), [])
-                placed = [positions[agent, i] for call in own for i, _ in call.items if self._alone(agent, i, positions)]
+                placed = [
+                    positions[agent, i] for call in own for i, _ in call.items if self._alone(agent, i, positions)
+                ]
                 first = min(placed, default=None)
                 for rival in owners:
                     if rival.child == claim.child or rival.ended >= claim.began:
@@ -244,7 +250,9 @@ class Checker:
     ) -> None:
         for call in rivals:
             if call.began > claim.ended and call.acks:
-                self._verdict.fault(f"FENCE: {call.child} wrote {call.acknowledged[0]} after {claim.child} owned {agent}")
+                self._verdict.fault(
+                    f"FENCE: {call.child} wrote {call.acknowledged[0]} after {claim.child} owned {agent}"
+                )
             for identity, _ in call.items:
                 if not self._alone(agent, identity, positions):
                     continue

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -163,7 +164,7 @@ class Worker(Script):
         if self.options.own_ids:
             name = f"{self.notebook.name}/{name}"
         for n in range(self.dice.randrange(1, 4)):
-            if not self.until_durable(lambda n=n: self.save(f"{name}.{n}")):
+            if not self.until_durable(partial(self.save, f"{name}.{n}")):
                 return False
         if self.dice.random() < self.options.batches:
             identities = [f"{name}.b{n}" for n in range(self.dice.randrange(2, 60))]
@@ -278,6 +279,25 @@ def read(options: Options) -> None:
     notebook.line("note", what="closed")
 
 
+def take_turns(options: Options) -> None:
+    """At each SIGUSR1 own the agent, whoever has it now, and write."""
+    notebook, stopping, turn = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda number, frame: turn.set())
+    with open_agent(options.agents[0], options, stopping, notebook) as agent:
+        script = Script(agent, notebook)
+        notebook.line("note", what="ready")
+        for number in itertools.count():
+            while not turn.wait(0.01):
+                if stopping.is_set():
+                    return
+            turn.clear()
+            step = script.resume().step_index + 1
+            for error in (script.save(f"{notebook.name}/{number}"), script.checkpoint(step)):
+                if error is not None:
+                    raise error
+            notebook.line("note", what="turn")
+
+
 def fork(options: Options) -> None:
     """An agent that is open before the fork; then parent and children write, and ``first`` of them exits first."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
@@ -360,13 +380,19 @@ def stop_on_bug(notebook: Notebook) -> Any:
     """Whatever a thread meets that it cannot go on with ends the process, loudly."""
     try:
         yield
-    except Exception:
+    except Exception:  # noqa: BLE001 - it ends the process, loudly
         notebook.line("note", what="bug", text=traceback.format_exc()[-2000:])
         traceback.print_exc()
         os._exit(BUG)
 
 
-PROGRAMS: dict[str, Callable[[Options], None]] = {"work": work, "write": write, "read": read, "fork": fork}
+PROGRAMS: dict[str, Callable[[Options], None]] = {
+    "work": work,
+    "write": write,
+    "read": read,
+    "take_turns": take_turns,
+    "fork": fork,
+}
 
 
 if __name__ == "__main__":

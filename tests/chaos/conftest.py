@@ -63,18 +63,6 @@ def report(request: pytest.FixtureRequest) -> Report:
     return add
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    summary = config.stash[SUMMARY]
-    if not summary:
-        return
-    terminalreporter.section("chaos")
-    head = f"{'scenario':<52}{'runs':>6}{'acknowledged':>14}{'stored':>9}{'dead':>6}{'doubled':>9}{'lost':>6}"
-    terminalreporter.write_line(head)
-    for scenario, line in sorted(summary.items()):
-        counts = f"{line.runs:>6}{line.acknowledged:>14}{line.stored:>9}{line.dead_letters:>6}{line.duplicates:>9}{line.lost:>6}"
-        terminalreporter.write_line(f"{scenario:<52}{counts}")
-
-
 @pytest.fixture
 def sqlite_world(tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
     """A world on SQLite and the shared nats-server."""

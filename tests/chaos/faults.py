@@ -170,7 +170,7 @@ def _acknowledge_before_durable() -> None:
     original = Log.append
 
     def append(self: Log, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        ticket = original(self, agent_id, records, deadline)
+        original(self, agent_id, records, deadline)
         early: Future[list[Ack]] = Future()
         early.set_result([Ack(1, False) for _ in records])
         return Ticket(agent_id, deadline, early, early.result(), len(records))

@@ -172,7 +172,9 @@ def read_tables(url: str, namespace: str) -> Tables:
             tables.events.append(_row(parts, *row))
         for agent, *rest in run("SELECT " + head.format("", "agent_checkpoints"), (namespace,)):
             tables.checkpoints.append(_row(parts, agent, "", *rest))
-        tables.traces = [bytes(key) for key, in run("SELECT record_key FROM agent_traces WHERE namespace = ?", (namespace,))]
+        tables.traces = [
+            bytes(key) for (key,) in run("SELECT record_key FROM agent_traces WHERE namespace = ?", (namespace,))
+        ]
         more = head.format("record_id,", "dead_letters").replace("FROM", ", sink, kind, error FROM")
         for *columns, sink, kind, error in run("SELECT " + more, (namespace,)):
             row = _row(parts, *columns)

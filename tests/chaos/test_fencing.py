@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ OFF = {"writer": "off"}
 """A writer of its own would hold records while the child is frozen, and keep the test waiting until they are delivered again."""
 
 
-def owner(world: World, **given: object) -> Child:
+def owner(world: World, **given: Any) -> Child:
     """A child that owns the agent and writes events of its own in a loop; the first one comes with a writer."""
     if not world.children:
         world.spawn("write", "writer").wait_ready()
@@ -91,3 +93,26 @@ def test_owners_that_take_the_agent_from_each_other(sqlite_world: World, report:
     report("10 taken from each other", takeovers, verdict)
     assert not verdict.problems, str(verdict)
     assert takeovers > 10
+
+
+def had_turns(count: int, lines: list[dict[str, Any]]) -> bool:
+    return [line.get("what") for line in lines].count("turn") >= count
+
+
+def test_owners_that_take_turns(sqlite_world: World, report: Report) -> None:
+    """Who resumes owns the agent, also one who had it before and was not told that it lost it."""
+    world, turns = sqlite_world, rounds(10)
+    world.spawn("write", "writer").wait_ready()
+    children = [world.spawn("take_turns", "turner", agents=["agent"], settings=OFF) for _ in range(2)]
+    for child in children:
+        child.wait_ready()
+    for number in range(turns):
+        child = children[number % 2]
+        child.signal(signal.SIGUSR1)
+        child.wait_for(partial(had_turns, number // 2 + 1), "had its turn")
+        assert child.running, child.tail()
+    for child in children:
+        assert child.stop() == 0, child.tail()
+    verdict = world.verdict()
+    report("10 taking turns", turns, verdict)
+    assert not verdict.problems, str(verdict)

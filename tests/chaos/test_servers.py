@@ -28,8 +28,9 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
     """Callers get answers by their deadlines, and what an error says of a record is true."""
     database = f"sqlite:///{tmp_path / 'skialith.db'}"
     with NatsServer(tmp_path / "nats") as server, World(tmp_path, server.url, database, seed) as world:
-        patient = world.spawn(agents=["one", "two"], threads=2, large=0.05, settings={"timeout": 2.0})
-        careless = world.spawn(agents=["three"], retries=False, batches=0.5, settings={"timeout": 1.0, "writer": "off"})
+        patient = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.02, settings={"timeout": 2.0})
+        hasty = {"timeout": 1.0, "writer": "off"}
+        careless = world.spawn(agents=["three"], retries=False, batches=0.5, pace=0.02, settings=hasty)
         children = [patient, careless]
         for child in children:
             child.wait_ready()
@@ -55,8 +56,8 @@ def test_mariadb_killed_and_restarted(tmp_path: Path, nats_url: str, seed: int, 
     """Agents do not notice: no call fails or takes long, whoever resumes meanwhile waits at most for the database."""
     with MariaDB(tmp_path / "mariadb") as server, World(tmp_path, nats_url, server.url("chaos"), seed) as world:
         children = [
-            world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01),
-            world.spawn(agents=["three"], batches=0.5, pace=0.01, settings={"writer": "off"}),
+            world.spawn(agents=["one", "two"], threads=2, large=0.02, pace=0.05),
+            world.spawn(agents=["three"], batches=0.5, pace=0.05, settings={"writer": "off"}),
         ]
         for child in children:
             child.wait_ready()
@@ -65,7 +66,7 @@ def test_mariadb_killed_and_restarted(tmp_path: Path, nats_url: str, seed: int, 
             time.sleep(world.dice.uniform(0.1, 0.8))
             server.kill()
             if number == 0:
-                children.append(world.spawn(agents=["late"], pace=0.01))  # starts without a database
+                children.append(world.spawn(agents=["late"], pace=0.05))  # starts without a database
             time.sleep(world.dice.uniform(0, 1.5))
             for child in children[:2]:
                 child.wait_writes(20)

@@ -48,9 +48,10 @@ def test_the_wire_to_nats(sqlite_world: World, report: Report) -> None:
     server = urlsplit(world.nats_url)
     with Proxy(server.hostname or "", server.port or 0) as proxy:
         through = {"nats_url": f"nats://127.0.0.1:{proxy.port}", "timeout": 2.0}
+        hasty = {**through, "writer": "off", "timeout": 1.0}
         children = [
-            world.spawn(agents=["one", "two"], threads=2, large=0.05, settings=through),
-            world.spawn(agents=["three"], retries=False, batches=0.5, settings={**through, "writer": "off", "timeout": 1.0}),
+            world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.02, settings=through),
+            world.spawn(agents=["three"], retries=False, batches=0.5, pace=0.02, settings=hasty),
         ]
         for child in children:
             child.wait_ready()
@@ -76,7 +77,7 @@ def test_the_wire_to_mariadb(mariadb_world: World, report: Report) -> None:
     with Proxy(server.hostname or "", server.port or 0) as proxy:
         where = f"{server.netloc.rpartition(':')[0]}:{proxy.port}"
         through = {"database_url": server._replace(netloc=where).geturl()}
-        child = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01, settings=through)
+        child = world.spawn(agents=["one", "two"], threads=2, large=0.02, pace=0.05, settings=through)
         child.wait_ready()
         acts = rounds(12)
         for _ in range(acts):

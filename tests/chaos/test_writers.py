@@ -19,7 +19,7 @@ OFF = {"writer": "off"}
 def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
     """Agents without a writer of their own, two writer processes, and always one of them killed at a random moment."""
     kills = rounds(4)
-    agents = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.01, settings=OFF)
+    agents = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.03, settings=OFF)
     writers = [world.spawn("write", "writer") for _ in range(2)]
     for child in (agents, *writers):
         child.wait_ready()
@@ -37,6 +37,20 @@ def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
     assert not world.evidence().errors(*APPENDS)
 
 
+def test_visitors_of_the_sqlite_file(sqlite_world: World, report: Report) -> None:
+    """Processes that open the file and close it again never take SQLite's own log away from the writer."""
+    world, visits = sqlite_world, rounds(40)
+    child = world.spawn(agents=["one", "two"], pace=0.01)
+    child.wait_ready()
+    for _ in range(visits):
+        child.wait_writes(3)
+        outside.read_tables(world.database_url, world.namespace)
+    child.kill()  # an orderly end would write what is only in a deleted log back into the file
+    verdict = world.verdict(steady=True)
+    report("6 visitors of the SQLite file", visits, verdict)
+    assert not verdict.problems, str(verdict)
+
+
 def test_the_log_is_full_and_drains(sqlite_world: World, report: Report) -> None:
     """Appends fail and say so, leases are renewed and claimed meanwhile, and a writer makes room again."""
     world = sqlite_world
@@ -51,7 +65,9 @@ def test_the_log_is_full_and_drains(sqlite_world: World, report: Report) -> None
     assert is_full([line for line in child.lines() if line["op"] in ("done", "fail")][-1])
     writer = world.spawn("write", "writer", settings={"wal_bytes": settings["wal_bytes"]})
     for each in (child, newcomer):
-        each.wait_for(lambda lines: not is_full([x for x in lines if x["op"] in ("done", "fail")][-1]), "there is room again")
+        each.wait_for(
+            lambda lines: not is_full([x for x in lines if x["op"] in ("done", "fail")][-1]), "there is room again"
+        )
         each.wait_writes(20)
     for each in (child, newcomer, writer):
         assert each.stop() == 0, each.tail()

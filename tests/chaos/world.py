@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.fixtures.nats import wait_until
 
 from . import evidence, outside
 from .checker import Checker, Verdict
 from .children import BUG, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
@@ -178,10 +181,12 @@ class World:
 
     def check_exits(self) -> None:
         """Children that are gone were killed or ended in order; none met an error that is not Skialith's own."""
-        bugs = [child.tail() for child in self.children if child.process.poll() in (BUG, -signal.SIGSEGV, -signal.SIGABRT)]
+        bugs = [
+            child.tail() for child in self.children if child.process.poll() in (BUG, -signal.SIGSEGV, -signal.SIGABRT)
+        ]
         assert not bugs, bugs[0]
 
-    def __enter__(self) -> World:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -609,7 +609,8 @@ def test_a_page_ends_before_it_is_too_large(store: Store) -> None:
     wrote = [event(n, body=noise(size, n)) for n, size in enumerate((10, 500, 5, BIG, BIG, 20, 600), 1)]
     store.write_records([record for record in wrote if record.position.seq != 4])
     store.write_dead_letter(letter(wrote[3]))
-    pages, after = [], START
+    pages: list[list[Record]] = []
+    after = START
     while (
         page := events(store, max_bytes=600)
         if not pages

@@ -24,6 +24,7 @@ from skialith.runtime import acquire
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.command import environment, read_until, running, skialith, stop
 from tests.fixtures.local_user import kill_all
+from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer, free_port, wait_until
 from tests.fixtures.wal import new_namespace
 
@@ -272,6 +273,27 @@ def test_a_wrong_nats_password(tmp_path: Path) -> None:
         assert "wr0ng" not in said.err
 
 
+def test_a_wrong_database_password(
+    open_agent: OpenAgent, settings: dict[str, Any], mariadb_server: MariaDB, mariadb_url: str, tmp_path: Path
+) -> None:
+    open_agent(writer="off").save_event("e", 1)
+    wrong = {**settings, "database_url": mariadb_url.replace(mariadb_server.password, "wr0ng")}
+    status = skialith("status", *options(wrong), cwd=tmp_path)
+    assert status.code == 0 and "not readable" in status.out, "the log can be looked at all the same"
+    for command in (
+        ["history", "agent"],
+        ["agents"],
+        ["dead-letters", "discard", "--all", "-y"],
+        ["migrate"],
+        ["writer"],
+    ):
+        said = skialith(*command, *options(wrong), cwd=tmp_path)
+        assert (said.code in (1, 2), said.out) == (True, ""), command
+        assert "denied" in said.err and "wr0ng" not in said.err, command
+    doctor = skialith("doctor", *options(wrong), cwd=tmp_path)
+    assert doctor.code == 1 and "denied" in doctor.out and "wr0ng" not in doctor.out
+
+
 def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     said = skialith("up", "--directory", str(tmp_path / "file" / "below"), cwd=tmp_path)
@@ -467,6 +489,27 @@ def test_the_writer_until_everything_is_stored(open_agent: OpenAgent, settings: 
     document = skialith("status", "--json", *options(settings), cwd=tmp_path).document
     assert document["database"]["rows"]["agent_events"] == document["database"]["rows"]["agent_traces"] == 1500
     assert document["oldest_unstored"] is None
+
+
+def test_everything_with_mysql(
+    open_agent: OpenAgent, settings: dict[str, Any], mariadb_url: str, tmp_path: Path
+) -> None:
+    words = options({**settings, "database_url": mariadb_url})
+    agent = open_agent(writer="off", database_url=mariadb_url)
+    agent.save_events([(f"e{n}", {"kind": "thought", "n": n}) for n in range(700)])
+    agent.checkpoint(step=1, data={"n": 1})
+    assert skialith("state", "agent", "--json", *words, cwd=tmp_path).document["source"] == "wal"
+    assert skialith("migrate", *words, cwd=tmp_path).code == 0
+    stored = skialith("writer", "--until-empty", *words, cwd=tmp_path)
+    assert stored.code == 0 and "701 records stored" in stored.out
+    rows = skialith("status", "--json", *words, cwd=tmp_path).document["database"]["rows"]
+    assert rows == {"agent_events": 700, "agent_checkpoints": 1, "agent_traces": 700, "dead_letters": 0}
+    assert [event["data"]["n"] for event in skialith("history", "agent", "--json", *words, cwd=tmp_path).lines] == [
+        *range(700)
+    ]
+    assert skialith("agents", "--json", *words, cwd=tmp_path).document[0]["events"] == 700
+    assert skialith("doctor", *words, cwd=tmp_path).code == 0
+    assert not list(tmp_path.glob(".skialith"))
 
 
 def test_a_writer_without_a_log(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from skialith.cli_sql import open_query
 from skialith.config import load
 from skialith.demo_agent import PLAN, answer_of
 from skialith.demo_evidence import SIGKILLED, Evidence, Plan, judge, read_calls, read_rows
-from tests.fixtures.command import Said, skialith
+from tests.fixtures.command import Said, read_until, running, skialith, stop
 from tests.fixtures.local_user import kill_all, wait_gone
+from tests.fixtures.mariadb import MariaDB
 
 STEPS = tuple(range(1, len(PLAN) + 1))
 PROMISES = 9
@@ -110,12 +112,11 @@ def test_what_it_says_to_type_next_works(kept: Kept) -> None:
     assert [event["event_id"] for event in history.lines] == [f"step-{step}" for step in STEPS]
 
 
-@pytest.mark.parametrize("step", [1, 8])
-def test_another_step_and_nothing_left_behind(step: int, tmp_path: Path) -> None:
+def test_at_the_last_step_and_nothing_left_behind(tmp_path: Path) -> None:
     here, temporary = tmp_path / "here", tmp_path / "temporary"
     here.mkdir()
     temporary.mkdir()
-    said = skialith("demo", "--crash-at", str(step), cwd=here, TMPDIR=str(temporary))
+    said = skialith("demo", "--crash-at", "8", cwd=here, TMPDIR=str(temporary))
     assert said.code == 0, said.out + said.err
     assert len(verdicts(said)) == PROMISES and "FAIL" not in said.out
     assert not list(here.iterdir())
@@ -124,7 +125,8 @@ def test_another_step_and_nothing_left_behind(step: int, tmp_path: Path) -> None
 
 def test_with_a_server_and_a_database_given(nats_url: str, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'given.db'}"
-    said = skialith("demo", "--nats-url", nats_url, "--database-url", url, cwd=tmp_path, TMPDIR=str(tmp_path))
+    given = ["--nats-url", nats_url, "--database-url", url, "--crash-at", "1"]
+    said = skialith("demo", *given, cwd=tmp_path, TMPDIR=str(tmp_path))
     assert said.code == 0, said.out + said.err
     assert len(verdicts(said)) == PROMISES and "FAIL" not in said.out
     assert {path.name for path in tmp_path.iterdir()} <= {"given.db", "given.db-wal", "given.db-shm"}
@@ -132,6 +134,25 @@ def test_with_a_server_and_a_database_given(nats_url: str, tmp_path: Path) -> No
         ((namespace,),) = database.execute("SELECT DISTINCT namespace FROM agent_events").fetchall()
     gone = skialith("status", "--nats-url", nats_url, "--namespace", namespace, cwd=tmp_path)
     assert gone.code == 1 and "has no log" in gone.err
+
+
+def test_with_mysql(nats_url: str, mariadb_url: str, mariadb_server: MariaDB, tmp_path: Path) -> None:
+    said = skialith("demo", "--database-url", mariadb_url, "--nats-url", nats_url, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert said.code == 0, said.out + said.err
+    assert len(verdicts(said)) == PROMISES and "FAIL" not in said.out
+    assert mariadb_server.password not in said.out
+    assert not list(tmp_path.iterdir())
+    database = mariadb_url.rpartition("/")[2]
+    assert mariadb_server.run("SELECT COUNT(*) FROM agent_events", database=database) == [(1008,)]
+
+
+def test_ctrl_c_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    with running("demo", cwd=tmp_path, TMPDIR=str(tmp_path)) as process:
+        said = stop(process, signal.SIGINT, read_until(process, "step 1"))
+    assert said.code == 130, said.err
+    pids = re.findall(r"\(pid (\d+)\)", said.out)
+    assert pids and not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
