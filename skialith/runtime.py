@@ -134,9 +134,11 @@ class Runtime:
 
     def _start_writer(self) -> None:
         binder = _Binder(self.store, self.config.namespace, self.wal.stream.wal_id)
-        sinks: list[tuple[str, EventSink | TraceSink]] = [(WRITER, EventSink(self.store))]
-        if self.wal.stream.traces:
-            sinks.append((TRACE_INGEST, TraceSink(self.store)))
+        # trace_ingest idles while the namespace has no traces, so that switching them on needs no restart.
+        sinks: list[tuple[str, EventSink | TraceSink]] = [
+            (WRITER, EventSink(self.store)),
+            (TRACE_INGEST, TraceSink(self.store)),
+        ]
         for consumer, sink in sinks:
             drain = Drain(
                 self.wal.source(consumer),
@@ -244,27 +246,29 @@ class Runtime:
         deadline = time.monotonic() + CLOSE_SECONDS
         if flush and hasattr(self, "wal") and not self.wal.settle(max(0.0, deadline - time.monotonic()) / 2):
             log.warning("closing while calls wait for their PubAck: they end with outcome 'unknown'")
-        if flush and self._drains:
-            self._flush_for_close(deadline)
+        flushed = flush and bool(self._drains) and self._flush_for_close(deadline)
         for drain in self._drains:
             drain.stop(max(0.5, deadline - time.monotonic()))
-        self._trimmer.stop()
+        self._trimmer.stop(max(0.5, deadline - time.monotonic()))
         if hasattr(self, "wal"):
-            if flush and self._drains:
+            if flushed:
                 self._trim()
             self.wal.close()
         self.store.close()
         if self._local is not None:
             self._local.release()
 
-    def _flush_for_close(self, deadline: float) -> None:
+    def _flush_for_close(self, deadline: float) -> bool:
+        """Whether all that this process appended is stored."""
         if not all(status.database_ok for status in self.drain_status()):
             log.warning("closing while the database is away: what is not stored stays in the log")
-            return
+            return False
         try:
             self.wal.flush(max(0.0, deadline - time.monotonic()))
         except (FlushTimeout, WalError, StoreError) as error:
             log.warning("closing: %s", error)
+            return False
+        return True
 
 
 class _Binder:
@@ -305,11 +309,11 @@ class _Trimmer:
     def note(self) -> None:
         self._moved.set()
 
-    def stop(self) -> None:
+    def stop(self, timeout: float) -> None:
         self._stopping.set()
         self._moved.set()
         if self._thread.is_alive():
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.join(timeout)
 
     def _main(self) -> None:
         while not self._stopping.is_set():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,12 +28,27 @@ def access_options(config: Config, url: str) -> dict[str, Any]:
     elif first.username is not None:
         options["token"] = unquote(first.username)
     if config.nats_creds:
+        _check_keys("SKIALITH_NATS_CREDS", config.nats_creds, ("BEGIN NATS USER JWT", "BEGIN USER NKEY SEED"))
         options["user_credentials"] = config.nats_creds
     if config.nats_nkey_seed:
+        _check_keys("SKIALITH_NATS_NKEY_SEED", config.nats_nkey_seed, ())
         options["nkeys_seed"] = config.nats_nkey_seed
     if wants_tls(url) or config.nats_tls_ca or config.nats_tls_cert:
         options["tls"] = _tls_context(config)
     return options
+
+
+def _check_keys(setting: str, path: str, parts: tuple[str, ...]) -> None:
+    """nats-py reads a credentials file without these parts for ever, and needs a package that it does not ask for."""
+    try:
+        text = Path(path).read_text("utf-8", "replace")
+    except OSError as error:
+        raise ConfigurationError(f"{setting} cannot be read: {error}") from error
+    missing = [part for part in parts if part not in text]
+    if missing:
+        raise ConfigurationError(f"{setting}: {path} is no credentials file, it has no line `{missing[0]}`")
+    if find_spec("nkeys") is None:
+        raise ConfigurationError(f"{setting} needs the package nkeys: pip install nkeys")
 
 
 def _tls_context(config: Config) -> ssl.SSLContext:

@@ -291,7 +291,9 @@ class Wal:
             source.release()
         if hasattr(self, "log"):
             await self.log.close()
-            with contextlib.suppress(asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders):
+            with contextlib.suppress(
+                asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders
+            ):
                 await asyncio.wait_for(self.log.release_all(), _RELEASE_SECONDS)
         if hasattr(self, "connection"):
             await self.connection.close()

@@ -66,12 +66,13 @@ class Reader:
         return self._decoded(base64.b64decode(message.get("data", "")), position)
 
     async def end(self, deadline: float) -> Position:
-        """The position of the last message of the log now; ``NOWHERE`` if it never held one."""
+        """The position that everything stored by now stands at or before: the server's clock, the last sequence.
+
+        Not the last message's own: an older copy of the log may have been put back, or a new one be empty, while the
+        database holds more.
+        """
         info = await self._stream.info(deadline)
-        state = info["state"]
-        if state["last_ts"].startswith("0001"):
-            return NOWHERE
-        return Position(time_ns(state["last_ts"]), int(state["last_seq"]))
+        return Position(time_ns(info["ts"]), int(info["state"]["last_seq"]))
 
     async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
@@ -106,7 +107,9 @@ class Reader:
         if self._stream.replicas == 1:
             return False
         if time.monotonic() >= deadline:
-            raise WalUnavailable(f"{self._stream.name} could not be read before the deadline: a replica lags behind its leader")
+            raise WalUnavailable(
+                f"{self._stream.name} could not be read before the deadline: a replica lags behind its leader"
+            )
         return await self._stream.next_message(last + 1, subject, deadline) is not None
 
     async def find(self, subject: str, key: bytes, deadline: float) -> int:

@@ -46,7 +46,8 @@ class _Pull:
         self._arrived = asyncio.Event()
         self._listening = False
         self._requested = False
-        self._gone = False
+        self._gone = consumer == TRACE_INGEST and not stream.traces
+        self._look_again = 0.0
         self._until = 0.0
         self._least_bytes = WRITER_BATCH_BYTES
 
@@ -98,8 +99,12 @@ class _Pull:
     async def _request(self) -> None:
         """Keep one pull request open while the buffer has room for a batch."""
         if self._gone:
-            self._gone = False
-            await self._stream.restore_consumer(self._consumer)
+            if time.monotonic() < self._look_again:
+                return
+            self._look_again = time.monotonic() + _EXPIRES_SECONDS
+            if not await self._stream.restore_consumer(self._consumer):
+                return
+            self._gone, self._look_again = False, 0.0
         if len(self._buffer) >= WRITER_BATCH_ROWS or (self._requested and time.monotonic() < self._until):
             return
         if not self._listening:

@@ -126,12 +126,11 @@ class Stream:
             config = info["config"]
             self.max_bytes = config["max_bytes"]
             self.replicas = config["num_replicas"]
-            self.traces = config.get("metadata", {}).get(TRACES_KEY, "on") == "on"
+            self._note(info)
             self.wal_id = f"{self.name}@{info['created']}"
             await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
             if self.traces:
                 await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
-            self._note_size(info)
         except ApiError as error:
             raise self._explained(error) from error
 
@@ -263,10 +262,18 @@ class Stream:
                 f"`nats consumer rm {self.name} {name}` and start again; it is made anew and nothing is stored twice"
             )
 
-    async def restore_consumer(self, name: str) -> None:
-        """Make a consumer that was deleted anew; it starts at the first record, and nothing is stored twice."""
+    async def restore_consumer(self, name: str) -> bool:
+        """Make a consumer that was deleted anew; it starts at the first record, and nothing is stored twice.
+
+        False if it is gone because the namespace has no traces.
+        """
+        deadline = time.monotonic() + API_TIMEOUT_SECONDS
+        await self.info(deadline)
+        if name == TRACE_INGEST and not self.traces:
+            return False
         subject = self.subjects.logs if name == WRITER else self.subjects.events
-        await self._ensure_consumer(name, subject, time.monotonic() + API_TIMEOUT_SECONDS)
+        await self._ensure_consumer(name, subject, deadline)
+        return True
 
     def _explained(self, error: ApiError) -> ConfigurationError:
         if error.code in _NO_STORAGE:
@@ -303,7 +310,7 @@ class Stream:
 
     async def info(self, deadline: float | None = None) -> dict[str, Any]:
         info = await self.api.call(f"STREAM.INFO.{self.name}", deadline=deadline)
-        self._note_size(info)
+        self._note(info)
         return info
 
     async def dead_info(self, deadline: float | None = None) -> dict[str, Any]:
@@ -351,7 +358,8 @@ class Stream:
 
     # ---- size
 
-    def _note_size(self, info: dict[str, Any]) -> None:
+    def _note(self, info: dict[str, Any]) -> None:
+        self.traces = info["config"].get("metadata", {}).get(TRACES_KEY, "on") == "on"
         self._stored_bytes = info["state"]["bytes"]
         self._appended_bytes = 0
         self.max_bytes = info["config"]["max_bytes"]
@@ -380,7 +388,6 @@ class Stream:
         if epoch != self._trim_epoch:
             self._trimmed, self._trim_epoch = {}, epoch
         info = await self.info()
-        self.traces = info["config"].get("metadata", {}).get(TRACES_KEY, "on") == "on"
         end = int(info["state"]["last_seq"]) + 1
         bounds: dict[str, int] = {}
         for consumer in (WRITER, TRACE_INGEST) if self.traces else (WRITER,):

@@ -48,18 +48,36 @@ class NoReply(Exception):
         super().__init__("no reply from the server in time")
 
 
+class PlainServer(OSError):
+    """A server offers no TLS although it must; nothing was sent to it."""
+
+
 class Socket(TcpTransport):
     """nats-py's TCP transport, counting its connections and bytes, and telling when a connection ends."""
 
-    def __init__(self, on_lost: Callable[[Socket], None]) -> None:
+    def __init__(self, on_lost: Callable[[Socket], None], tls: bool) -> None:
         super().__init__()
         self.epoch = 0
+        self._tls = tls
+        self._secure = False
         self.last_received = 0.0
         self._on_lost = on_lost
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         self.epoch += 1
+        self._secure = False
         await super().connect(uri, buffer_size, connect_timeout)
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        self._secure = True
+
+    def write(self, payload: bytes) -> None:
+        if self._tls and not self._secure:
+            raise PlainServer("the server offers no TLS although the URL says tls://")
+        super().write(payload)
 
     async def read(self, buffer_size: int) -> bytes:
         data: bytes = await super().read(buffer_size)
@@ -150,13 +168,22 @@ class Connection:
 
         async def on_error(error: Exception) -> None:
             self._last_error = error if str(error) else NoReply()
-            if "authorization violation" in str(error).lower() and not refused.done():
-                refused.set_result(str(error))
+            if refused.done():
+                return
+            if isinstance(error, PlainServer):
+                refused.set_result(
+                    "offers no TLS although the URL says tls://: enable TLS on the server or use nats://; no password was sent"
+                )
+            elif "authorization violation" in str(error).lower():
+                refused.set_result(
+                    "refused the credentials: check SKIALITH_NATS_URL (user:password or token), SKIALITH_NATS_CREDS or "
+                    "SKIALITH_NATS_NKEY_SEED"
+                )
             log.debug("nats: %s", error)
 
         client: Any = Client()
         self._generation += 1
-        self._socket = socket = client._transport = Socket(self._lost)
+        self._socket = socket = client._transport = Socket(self._lost, wants_tls(self._url))
         self._client = client
         connecting = asyncio.create_task(client.connect(**self._options(on_error)))
         try:
@@ -166,10 +193,7 @@ class Connection:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if refused.done():
-                raise ConfigurationError(
-                    f"NATS at {self._redacted()} refused the credentials: check SKIALITH_NATS_URL (user:password or token), "
-                    "SKIALITH_NATS_CREDS or SKIALITH_NATS_NKEY_SEED"
-                )
+                raise ConfigurationError(f"NATS at {self._redacted()} {refused.result()}")
             if not connecting.done():
                 raise WalUnavailable(
                     f"no NATS server at {self._redacted()} within {timeout:.1f} s ({self._last_error or 'no answer'}): "
@@ -178,7 +202,6 @@ class Connection:
                 )
             await connecting
             epoch = socket.epoch
-            self._check_tls()
             await self._subscribe()
             if not client.is_connected or socket.epoch != epoch:
                 raise OSError("the connection was lost while it was set up")
@@ -202,26 +225,22 @@ class Connection:
         await _end(client)
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
+        servers = [bare(url) for url in self._url.split(",")]
         options: dict[str, Any] = {
-            "servers": [bare(url) for url in self._url.split(",")],
+            "servers": servers,
             "name": "skialith",
             "error_cb": on_error,
             "reconnected_cb": self._on_reconnected,
             "max_reconnect_attempts": -1,
             "reconnect_time_wait": _RECONNECT_WAIT_SECONDS,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            # A server that says nothing must leave time to try the others.
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS / (2 * len(servers)),
             "ping_interval": PING_SECONDS,
             "max_outstanding_pings": 2,
             "pending_size": 0,
         }
         options.update(access_options(self._config, self._url))
         return options
-
-    def _check_tls(self) -> None:
-        if wants_tls(self._url) and not self.info.get("tls_required"):
-            raise ConfigurationError(
-                f"{self._redacted()} offers no TLS although the URL says tls://: enable TLS on the server or use nats://"
-            )
 
     def _redacted(self) -> str:
         return ",".join(redact(url.strip()) for url in self._url.split(","))

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from .evidence import Call, Evidence
+from .evidence import APPENDS, Call, Evidence
 from .outside import Letter, LogState, Row, Tables
 
 MAX_SHOWN = 20
@@ -57,9 +57,9 @@ class Fate:
 class Checker:
     """Compares what was promised with what is there.
 
-    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``limit``: seconds that no call may
-    last longer. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server lived through it,
-    so that every record stands where its first PubAck said.
+    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``grace``: seconds that a call may
+    last longer than its timeout. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server
+    lived through it, so that every record stands where its first PubAck said.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Checker:
         log: LogState,
         *,
         dead: Iterable[tuple[str, str]] = (),
-        limit: float = 0.0,
+        grace: float = 2.0,
         settled: bool = True,
         steady: bool = False,
     ) -> None:
@@ -77,7 +77,7 @@ class Checker:
         self._tables = tables
         self._log = log
         self._expected_dead = set(dead)
-        self._limit = limit
+        self._grace = grace
         self._settled = settled
         self._steady = steady
         self._verdict = Verdict()
@@ -320,9 +320,11 @@ class Checker:
             self._verdict.fault(f"LOG: {self._log.records} records and chunks are left: {self._log.subjects}")
 
     def _check_time(self) -> None:
-        for call in self._evidence.calls:
-            if self._limit and call.seconds > self._limit:
-                self._verdict.fault(f"TIME: {call.child}: {call.verb} took {call.seconds:.1f} s ({call.error})")
+        for call in self._evidence.of(*APPENDS, "resume", "peek", "flush"):
+            if call.seconds > call.timeout + self._grace:
+                self._verdict.fault(
+                    f"TIME: {call.child}: {call.verb} took {call.seconds:.1f} s instead of {call.timeout} s ({call.error})"
+                )
 
 
 def _place(row: Row) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class Script:
         self.notebook = notebook
 
     def resume(self, *, exclusive: bool = True) -> AgentState:
-        number = self.notebook.intend("resume" if exclusive else "peek", self.agent.agent_id)
+        number = self._intend("resume" if exclusive else "peek")
         try:
             state = self.agent.resume(exclusive=exclusive)
         except SkialithError as error:
@@ -105,7 +105,7 @@ class Script:
         return self._append("checkpoint", [(token, value)], lambda: [self.agent.checkpoint(step, value)])
 
     def flush(self) -> None:
-        number = self.notebook.intend("flush", self.agent.agent_id)
+        number = self._intend("flush")
         try:
             dead = self.agent.flush()
         except SkialithError as error:
@@ -114,14 +114,17 @@ class Script:
         self.notebook.done(number, dead=dead)
 
     def history(self) -> None:
-        number = self.notebook.intend("history", self.agent.agent_id)
+        number = self._intend("history")
         events = [[e.event_id, digest(e.data), e.stored, e.dead] for e in self.agent.history()]
         self.notebook.done(number, events=events)
+
+    def _intend(self, verb: str, items: Sequence[tuple[str, Any]] = ()) -> int:
+        return self.notebook.intend(verb, self.agent.agent_id, self.agent.config.timeout, items)
 
     def _append(
         self, verb: str, items: Sequence[tuple[str, Any]], call: Callable[[], Sequence[Ack]]
     ) -> SkialithError | None:
-        number = self.notebook.intend(verb, self.agent.agent_id, items)
+        number = self._intend(verb, items)
         try:
             acks = call()
         except SkialithError as error:

@@ -54,10 +54,11 @@ class Notebook:
         text = json.dumps({"op": op, "at": time.monotonic_ns(), **facts}, ensure_ascii=True) + "\n"
         os.write(self._file, text.encode("ascii"))
 
-    def intend(self, verb: str, agent: str, items: Iterable[tuple[str, Any]] = ()) -> int:
-        """Before a call: what it is about to do, items as (id, payload). Returns the call's number."""
+    def intend(self, verb: str, agent: str, timeout: float, items: Iterable[tuple[str, Any]] = ()) -> int:
+        """Before a call: what it is about to do within how many seconds, items as (id, payload). Gives the call's number."""
         number = next(self._numbers)
-        self.line("call", n=number, verb=verb, agent=agent, items=[[key, digest(value)] for key, value in items])
+        digests = [[key, digest(value)] for key, value in items]
+        self.line("call", n=number, verb=verb, agent=agent, timeout=timeout, items=digests)
         return number
 
     def done(self, number: int, acks: Iterable[Any] = (), **result: Any) -> None:
@@ -91,6 +92,7 @@ class Call:
     verb: str
     agent: str
     items: list[tuple[str, str]]
+    timeout: float
     began: int
     ended: int = 0
     acks: list[tuple[int, bool]] = field(default_factory=list)
@@ -151,7 +153,7 @@ def _read_file(file: Path, evidence: Evidence) -> None:
     for line in lines(file):
         if line["op"] == "call":
             items = [(key, value) for key, value in line["items"]]
-            calls[line["n"]] = Call(child, line["verb"], line["agent"], items, line["at"])
+            calls[line["n"]] = Call(child, line["verb"], line["agent"], items, line["timeout"], line["at"])
         elif line["op"] == "note":
             evidence.notes.append({**line, "child": child})
         else:

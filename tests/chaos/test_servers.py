@@ -45,7 +45,7 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
                 child.wait_writes(5)
         for child in children:
             assert child.stop() == 0, child.tail()
-        verdict = world.verdict(limit=2.0 + 3.0)
+        verdict = world.verdict()
         report("3 nats-server killed and restarted", kills, verdict)
         assert not verdict.problems, str(verdict)
         errors = world.evidence().errors(*APPENDS)
@@ -125,7 +125,7 @@ def test_embedded_default_with_everything_killed(tmp_path: Path, seed: int, repo
                     kill_all(world.directory)
             keeper = world.spawn("write", "keeper", settings={"writer": "off"})
             keeper.wait_ready()
-            verdict = world.verdict(limit=20.0)
+            verdict = world.verdict()
             assert keeper.stop() == 0, keeper.tail()
         finally:
             for child in world.children:

@@ -63,7 +63,7 @@ def test_the_wire_to_nats(sqlite_world: World, report: Report) -> None:
                 child.wait_writes(3)
         for child in children:
             assert child.stop() == 0, child.tail()
-    verdict = world.verdict(limit=2.0 + 3.0)
+    verdict = world.verdict()
     report("5 the wire to NATS", acts, verdict)
     assert not verdict.problems, str(verdict)
     errors = world.evidence().errors(*APPENDS)

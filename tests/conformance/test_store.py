@@ -299,7 +299,12 @@ def test_a_record_without_its_body_is_refused(store: Store) -> None:
 
 def test_a_missing_table_is_not_the_records_fault(store: Store, sql: Run) -> None:
     sql("DROP TABLE agent_events")
-    for call in (lambda: store.write_records([event(1)]), store.probe, lambda: store.probe("writer")):
+    calls: list[Callable[[], None]] = [
+        lambda: store.write_records([event(1)]),
+        store.probe,
+        lambda: store.probe("writer"),
+    ]
+    for call in calls:
         with pytest.raises(StoreUnavailable, match="skialith migrate"):
             call()
     store.probe("trace_ingest")

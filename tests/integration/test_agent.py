@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import pickle
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from skialith import (
     SkialithAgent,
 )
 from tests.fixtures.agents import OpenAgent
+from tests.fixtures.nats import wait_until
 
 
 @pytest.fixture(params=["sqlite", "mariadb"])
@@ -321,3 +323,37 @@ def test_every_public_error_survives_pickle() -> None:
         assert str(copy) == "what happened"
         assert (copy.outcome, copy.retryable) == ("unknown", True)
         assert copy.__dict__ == error.__dict__ | {"owner": "me", "size": 3}
+
+
+def test_history_in_the_database_is_seen_when_the_log_is_new_and_empty(open_agent: OpenAgent) -> None:
+    agent = open_agent()
+    agent.save_events([(f"e{n}", n) for n in range(5)])
+    agent.flush(timeout=20)
+    wal = agent._runtime.wal
+    wal.call(lambda: wal.stream.api.call(f"STREAM.DELETE.{wal.stream.name}"), 5)
+    agent.close()
+    anew = open_agent("other", writer="off")._runtime
+    anew.store.bind_wal(agent.config.namespace, anew.wal.stream.wal_id, adopt=True)
+    assert [event.data for event in open_agent("agent", writer="off").history()] == list(range(5))
+
+
+def test_traces_follow_the_namespace_while_a_writer_runs(open_agent: OpenAgent) -> None:
+    agent = open_agent()
+    engine = agent._runtime
+
+    def switch(enabled: bool) -> None:
+        engine.wal.call(lambda: engine.wal.stream.set_traces(enabled, time.monotonic() + 5), 5)
+
+    def traces() -> int:
+        return engine.store.counts(agent.config.namespace).traces
+
+    agent.save_event("with", 1)
+    wait_until(lambda: traces() == 1, 20, "the first trace")
+    switch(False)
+    agent.save_event("without", 2)
+    agent.flush(timeout=20)
+    wait_until(lambda: engine.wal.status(5).messages == 0, 20, "the log trimmed without traces")
+    assert traces() == 1
+    switch(True)
+    agent.save_event("with again", 3)
+    wait_until(lambda: traces() == 2, 30, "the trace after switching on")
