@@ -86,7 +86,7 @@ def traces(
     with changing(config) as engine:
         stream, timeout = engine.wal.stream, config.timeout
         engine.wal.call(lambda: stream.set_traces(switch == "on", time.monotonic() + timeout), timeout)
-    say(f"traces are {switch} for the namespace {config.namespace}; writers that run now follow it when started again")
+    say(f"traces are {switch} for the namespace {config.namespace}; running writers follow within seconds")
 
 
 @takes_settings

@@ -22,7 +22,7 @@ from ..config import (
     MAX_ID_CHARACTERS,
     redact,
 )
-from ..errors import ConfigurationError, StoreDataError, StoreUnavailable
+from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable
 from .mysql_errors import translate
 from .pool import Pool
 from .rows import Row
@@ -123,21 +123,38 @@ class MySqlStore(SqlStore):
                 local_infile=0,
                 autocommit=True,
             )
-            # READ COMMITTED: no gap locks, on which two writers of different keys deadlock; and a query behind an insert
-            # that waited for another transaction must see what that one committed.
-            connection.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-            connection.query(f"SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = {DATABASE_LOCK_SECONDS}")
-            (packet,) = _Session(connection).rows("SELECT @@max_allowed_packet")[0]
         except self._driver.MySQLError as error:
             raise translate(error, self.url, connecting=True) from error
-        if packet < DATABASE_LEAST_PACKET_BYTES:
+        try:
+            self._prepare(connection)
+        except BaseException as error:
             connection.close()
-            raise StoreUnavailable(
+            if isinstance(error, self._driver.MySQLError):
+                raise translate(error, self.url, connecting=True) from error
+            raise
+        return connection
+
+    def _prepare(self, connection: Any) -> None:
+        """Set up the session, and refuse a server that cannot serve."""
+        # READ COMMITTED: no gap locks, on which two writers of different keys deadlock; and a query behind an insert that
+        # waited for another transaction must see what that one committed.
+        connection.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.query(f"SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = {DATABASE_LOCK_SECONDS}")
+        session = _Session(connection)
+        # MariaDB's client library connects in plain text where TLS is required but the server has none.
+        encrypt = self._arguments.get("ssl_mode", "PREFERRED") not in ("DISABLED", "PREFERRED")
+        if encrypt and not session.rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'")[0][1]:
+            raise StoreMisconfigured(
+                f"{self.url}: the server has no TLS, which ssl_mode or the ssl files require: set it up on the server, "
+                "or use ssl_mode=DISABLED"
+            )
+        (packet,) = session.rows("SELECT @@max_allowed_packet")[0]
+        if packet < DATABASE_LEAST_PACKET_BYTES:
+            raise StoreMisconfigured(
                 f"{self.url} takes packets of {packet} bytes only, Skialith needs {DATABASE_LEAST_PACKET_BYTES}: "
                 "set max_allowed_packet to 16M or more on the server"
             )
         connection.longest_statement = min(DATABASE_STATEMENT_BYTES, packet // 2)
-        return connection
 
     def _alive(self, connection: Any) -> bool:
         try:
@@ -290,4 +307,5 @@ def _tls(options: dict[str, str], shown: str) -> dict[str, Any]:
     mode = options.get("ssl_mode", "VERIFY_CA" if "ca" in files else "REQUIRED" if files else "").upper()
     if mode and mode not in _SSL_MODES:
         raise ConfigurationError(f"database_url {shown!r}: ssl_mode {mode!r} is none of {', '.join(_SSL_MODES)}")
-    return {**({"ssl": files} if files else {}), **({"ssl_mode": mode} if mode else {})}
+    # The driver takes files for a wish to encrypt, whatever the mode says.
+    return {**({"ssl": files} if files and mode != "DISABLED" else {}), **({"ssl_mode": mode} if mode else {})}

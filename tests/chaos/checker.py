@@ -47,6 +47,7 @@ class Fate:
     ended: int = 0
     """When the last call about it was over; ``NEVER`` if one may still have been on its way without a later PubAck."""
     acknowledged: bool = False
+    first_ack: int = NEVER
     excluded: bool = True
     """Every call about it said ``not_written``."""
     calls: int = 0
@@ -283,22 +284,35 @@ class Checker:
     # ---- the rest
 
     def _check_histories(self) -> None:
-        """A newcomer's history is the agent's events, dead letters included, in order."""
+        """A history is in order, each event once, and holds all that was acknowledged before; at the end, all there is."""
         letters = [letter for letter in self._letters_of_writer() if letter.kind == "event"]
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in (*self._tables.events, *letters):
+            rows[row.agent].append(row)
         dead = {(letter.agent, letter.identity) for letter in letters}
+        last = max((call.ended or NEVER for call in self._evidence.of(*APPENDS) if call.outcome != "killed"), default=0)
         for call in self._evidence.of("history"):
-            if not call.ended:
+            if not call.ended or call.error:
                 continue
-            found = [(identity, value) for identity, value, _, _ in call.result["events"]]
-            rows = sorted((row for row in (*self._tables.events, *letters) if row.agent == call.agent), key=_place)
-            if found != [(row.identity, row.digest) for row in rows]:
-                missing = {row.identity for row in rows} - {identity for identity, _ in found}
+            known = {identity: value for identity, value, _ in call.result["events"]}
+            wanted = sorted((row for row in rows[call.agent] if row.identity in known), key=_place)
+            if [(each, value) for each, value, _ in call.result["events"]] != [
+                (row.identity, row.digest) for row in wanted
+            ]:
+                self._verdict.fault(f"HISTORY of {call.agent} in {call.child} is not what is stored, in order and once")
+            due = {
+                row.identity
+                for row in rows[call.agent]
+                if call.began > last
+                or ((fate := self._events.get((call.agent, row.identity))) and fate.first_ack < call.began)
+            }
+            if missing := due - known.keys():
                 self._verdict.fault(
-                    f"HISTORY of {call.agent}: {len(found)} events, the database has {len(rows)}; missing {sorted(missing)[:5]}"
+                    f"HISTORY of {call.agent} in {call.child} lacks {len(missing)}: {sorted(missing)[:5]}"
                 )
-            marked = {(call.agent, identity) for identity, _, _, is_dead in call.result["events"] if is_dead}
-            if marked != {name for name in dead if name[0] == call.agent}:
-                self._verdict.fault(f"HISTORY of {call.agent}: dead letters {marked}")
+            marked = {(call.agent, identity) for identity, _, is_dead in call.result["events"] if is_dead}
+            if not marked <= dead or (call.began > last and marked != {name for name in dead if name[0] == call.agent}):
+                self._verdict.fault(f"HISTORY of {call.agent} in {call.child}: dead letters {marked}")
 
     def _check_traces(self) -> None:
         traces = Counter(self._tables.traces)
@@ -343,6 +357,7 @@ def _fates(calls: Iterator[Call]) -> dict[tuple[str, str], Fate]:
             fate.calls += 1
             if number < len(call.acks):
                 fate.acknowledged, fate.excluded = True, False
+                fate.first_ack = min(fate.first_ack, call.ended)
                 fate.seq = fate.seq or call.acks[number][0]
                 fate.ended = call.ended
             elif call.outcome != "not_written":

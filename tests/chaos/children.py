@@ -115,7 +115,11 @@ class Script:
 
     def history(self) -> None:
         number = self._intend("history")
-        events = [[e.event_id, digest(e.data), e.stored, e.dead] for e in self.agent.history()]
+        try:
+            events = [[e.event_id, digest(e.data), e.dead] for e in self.agent.history()]
+        except SkialithError as error:
+            self.notebook.failed(number, error)
+            return
         self.notebook.done(number, events=events)
 
     def _intend(self, verb: str, items: Sequence[tuple[str, Any]] = ()) -> int:
@@ -282,6 +286,20 @@ def read(options: Options) -> None:
     notebook.line("note", what="closed")
 
 
+def browse(options: Options) -> None:
+    """Whoever looks while things happen: state and history of every agent, again and again, until SIGTERM."""
+    notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
+        notebook.line("note", what="ready")
+        while not stopping.wait(options.pace):
+            for agent in agents:
+                script = Script(agent, notebook)
+                with contextlib.suppress(SkialithError):  # written down
+                    script.resume(exclusive=False)
+                script.history()
+
+
 def take_turns(options: Options) -> None:
     """At each SIGUSR1 own the agent, whoever has it now, and write."""
     notebook, stopping, turn = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
@@ -393,6 +411,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "work": work,
     "write": write,
     "read": read,
+    "browse": browse,
     "take_turns": take_turns,
     "fork": fork,
 }

@@ -57,6 +57,7 @@ class LogState:
     """``subjects``: messages of records and chunks per subject. ``unsettled``: delivered or to be delivered, all consumers."""
 
     subjects: dict[str, int] = field(default_factory=dict)
+    leases: int = 0
     unsettled: int = 0
     letters: list[Letter] = field(default_factory=list)
 
@@ -88,7 +89,9 @@ async def _read_log(url: str, namespace: str) -> LogState:
         except NotFoundError:
             return state
         for subject, count in (info.state.subjects or {}).items():
-            if not subject.startswith(f"skialith.{namespace}.lease."):
+            if subject.startswith(f"skialith.{namespace}.lease."):
+                state.leases += count
+            else:
                 state.subjects[subject] = count
         for consumer in await stream.consumers_info(f"SKIALITH_{namespace}"):
             state.unsettled += (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.fixtures.nats import wait_until
+
 from .conftest import Report
 from .world import Child, World, rounds
 
@@ -65,6 +67,26 @@ def test_a_frozen_owner_wakes_up_after_a_takeover(sqlite_world: World, report: R
             assert new.stop() == 0, new.tail()
     verdict = world.verdict()
     report("10 frozen, taken over, woken", takeovers, verdict)
+    assert not verdict.problems, str(verdict)
+
+
+def test_a_frozen_owner_whose_lease_expired(sqlite_world: World, report: Report) -> None:
+    """Nobody took over, but somebody could have: it is fenced, and owns the agent again once it resumed."""
+    world, freezes = sqlite_world, rounds(1)
+    world.spawn("write", "writer").wait_ready()
+    short = {**OFF, "lease_seconds": 1.0}
+    for _ in range(freezes):
+        child = world.spawn(agents=["agent"], own_ids=True, pace=0.01, fenced="resume", settings=short)
+        child.wait_ready()
+        child.wait_writes(10)
+        child.signal(signal.SIGSTOP)
+        wait_until(lambda: world.log().leases == 0, 15.0, "the lease expires")
+        child.signal(signal.SIGCONT)
+        child.wait_for(lambda lines: any(line.get("error") == "AgentFenced" for line in lines), "is fenced")
+        child.wait_writes(10)
+        assert child.stop() == 0, child.tail()
+    verdict = world.verdict()
+    report("10 frozen until the lease expired", freezes, verdict)
     assert not verdict.problems, str(verdict)
 
 

@@ -16,13 +16,15 @@ pytestmark = pytest.mark.chaos
 
 def test_killed_at_random_and_resumed(world: World, report: Report) -> None:
     """Again and again: a child works, is killed, and the next resumes its agents."""
-    kills = rounds(6)
+    kills = rounds(5)
+    browser = world.spawn("browse", "browser", agents=["one", "two"], pace=0.2, settings={"writer": "off"})
     for _ in range(kills):
         child = world.spawn(agents=["one", "two"], threads=2, large=0.05)
         if world.dice.random() < 0.8:
             child.wait_ready()
         time.sleep(world.dice.uniform(0, 0.6))
         child.kill()
+    assert browser.stop() == 0, browser.tail()
     verdict = world.verdict(steady=True)
     report(f"1 killed at random, {world.database}", kills, verdict)
     assert not verdict.problems, str(verdict)

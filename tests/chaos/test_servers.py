@@ -34,7 +34,7 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
         children = [patient, careless]
         for child in children:
             child.wait_ready()
-        kills = rounds(6)
+        kills = rounds(4)
         for number in range(kills):
             time.sleep(world.dice.uniform(0.05, 0.5))
             server.kill()
@@ -61,7 +61,7 @@ def test_mariadb_killed_and_restarted(tmp_path: Path, nats_url: str, seed: int, 
         ]
         for child in children:
             child.wait_ready()
-        kills = rounds(4)
+        kills = rounds(3)
         for number in range(kills):
             time.sleep(world.dice.uniform(0.1, 0.8))
             server.kill()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from skialith.errors import AgentFenced
@@ -133,3 +136,24 @@ def test_after_an_unknown_outcome_the_lease_is_renewed_before_the_next_write(
     found = wal.last_checkpoint("a", soon())
     assert found is not None
     assert found.step_index == 2
+
+
+def test_giving_up_a_lease_that_a_power_loss_took_does_not_end_the_next_owners(
+    nats_server: NatsServer, open_wal: OpenWal, tmp_path: Path
+) -> None:
+    old = open_wal(nats_server.url)
+    append(old, event(old, "x", "before"))
+    nats_server.stop()
+    shutil.copytree(nats_server.store, tmp_path / "copy")
+    nats_server.start()
+    append(old, *(event(old, "x", f"lost{n}") for n in range(10)), seconds=20)
+    old.claim("a", soon())
+    nats_server.kill()
+    nats_server.wipe()
+    shutil.copytree(tmp_path / "copy", nats_server.store)
+    nats_server.start()
+    new = open_wal(nats_server.url)
+    new.claim("a", soon())
+    wait_until(lambda: old.connection.is_open, 20, "the old owner connected again")
+    old.release("a")
+    append(new, event(new, "a", "mine"))

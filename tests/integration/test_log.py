@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import pytest
 
+from skialith import SkialithAgent
 from skialith.errors import FlushTimeout, WalFull, WalUnavailable
-from skialith.records import NOWHERE
+from skialith.history import History, NothingStored
+from skialith.records import NOWHERE, Record
 from skialith.wal.client import Wal
 from skialith.wal.source import ConsumerSource
 from skialith.wal.stream import TRACE_INGEST, WRITER
@@ -252,3 +255,59 @@ def test_a_consumer_that_was_deleted_is_made_anew(nats_server: NatsServer, open_
         return bool(found)
 
     wait_until(both, 30, "records pulled from the new consumer")
+
+
+def test_pages_of_messages_that_do_not_decode_are_passed_over(nats_url: str, open_wal: OpenWal) -> None:
+    wal = open_wal(nats_url, namespace=new_namespace())
+    append(wal, event(wal, "a", "first"))
+
+    async def junk() -> None:
+        for _ in range(300):
+            await wal.connection.request(wal.stream.subjects.event("a"), b"junk", timeout=5.0)
+
+    wal.call(junk, 30.0)
+    append(wal, event(wal, "a", "last"))
+    history = History(wal, NothingStored(), wal.stream.namespace, "a", 10.0)
+    assert [record.record_id for record, _, _ in history.entries(NOWHERE)] == ["first", "last"]
+
+
+def test_a_large_checkpoint_that_is_trimmed_while_it_is_read_is_left_to_the_database(
+    nats_url: str, open_wal: OpenWal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wal = open_wal(nats_url, namespace=new_namespace())
+    append(wal, checkpoint(wal, "a", 1, os.urandom(3 * MIB)))
+    read = wal.reader.with_body
+
+    async def trimmed(record: Record, deadline: float) -> Record:
+        for kind in (wal.stream.subjects.checkpoints, wal.stream.subjects.chunks):
+            await wal.stream.api.call(f"STREAM.PURGE.{wal.stream.name}", {"filter": kind}, deadline=deadline)
+        return await read(record, deadline)
+
+    monkeypatch.setattr(wal.reader, "with_body", trimmed)
+    assert wal.last_checkpoint("a", soon()) is None
+
+
+def test_a_full_log_that_was_acknowledged_but_not_trimmed_takes_records_again(
+    nats_server: NatsServer, open_wal: OpenWal, tmp_path: Path
+) -> None:
+    wal = open_wal(nats_server.url, wal_bytes=2 * MIB)
+    with pytest.raises(WalFull):
+        for n in range(3000):
+            append(wal, event(wal, "a", f"e{n}"), event(wal, "a", f"f{n}", os.urandom(1000)))
+    drain(wal, WRITER)
+    drain(wal, TRACE_INGEST)
+    wal.flush(5.0)
+    wal.close()
+    database = f"sqlite:///{tmp_path / 'skialith.db'}"
+    agent = SkialithAgent("a", nats_url=nats_server.url, database_url=database, directory=str(tmp_path / "d"))
+
+    def room() -> bool:
+        try:
+            return agent.save_event("after", os.urandom(3000)).seq > 0
+        except WalFull:
+            return False
+
+    try:
+        wait_until(room, 10, "room in the log")
+    finally:
+        agent.close()
