@@ -74,7 +74,7 @@ class SkialithAgent:
 
         Everything is checked before anything is sent. Raises as :meth:`save_event`, except that a failure after sending
         began is a ``BatchFailed``: its ``acks`` are those that are durable, ``failed`` the index of the first that is not,
-        and what stands behind that one was not sent.
+        and ``outcome`` says whether that one and those behind it may be written. Saving all again is safe.
         """
         engine = self._engine("save_events")
         records = [self._event(event_id, data, step, f"events[{n}]") for n, (event_id, data) in enumerate(events)]

@@ -27,6 +27,8 @@ MAX_EVENT_TYPE_CHARACTERS = 255
 # ---- records
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 """Default limit of one record's encoded payload."""
+LARGEST_RECORD_BYTES = 1024 * 1024 * 1024
+"""Largest ``max_record_bytes``; readers take records up to this, whatever their own setting."""
 MAX_BATCH_MESSAGES = 1000
 """Messages the server takes in one atomic batch (nats-server's default limit)."""
 COMPRESS_ABOVE_BYTES = 64 * 1024
@@ -145,7 +147,7 @@ HISTORY_PAGE_RECORDS = 256
 TRACE_JSON_BYTES = 1024 * 1024
 """Largest JSON document kept in ``agent_traces``; a larger one becomes a marker that says so."""
 TRACE_JSON_DEPTH = 30
-"""Deepest JSON document kept in ``agent_traces``; a deeper one becomes a marker that says so."""
+"""Deepest JSON in ``agent_traces``; what is nested deeper becomes a marker that says so."""
 ERROR_TEXT_CHARACTERS = 2000
 """Longest database error text kept in ``dead_letters``."""
 
@@ -266,6 +268,8 @@ def _checked(values: dict[str, Any]) -> Config:
         )
     if config.lease_seconds < 1:
         raise ConfigurationError(f"lease_seconds {config.lease_seconds!r}: use at least 1 second")
+    if config.max_record_bytes > LARGEST_RECORD_BYTES:
+        raise ConfigurationError(f"max_record_bytes {config.max_record_bytes}: use at most {LARGEST_RECORD_BYTES}")
     if config.max_record_bytes < 1 or (config.wal_bytes is not None and config.wal_bytes < 1):
         raise ConfigurationError("max_record_bytes and wal_bytes must be positive")
     _check_urls(config)

@@ -164,7 +164,8 @@ class FlushTimeout(SkialithError):
 
 class BatchFailed(SkialithError):
     """``save_events`` failed part way. ``acks`` holds one ``Ack`` per record that is durable, in order, and
-    ``failed`` the index of the first record that is not; ``outcome`` speaks of that record, later ones were not sent.
+    ``failed`` the index of the first record that is not; ``outcome`` speaks of that record and of all behind it: with
+    ``"unknown"`` any of them may be written, because they can travel as one atomic batch. Saving all again is safe.
     """
 
     failed: int = 0

@@ -81,10 +81,10 @@ class History:
         cursor = after
         while True:
             heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
-            upper = heads[-1].position if more else end
+            upper = min(heads[-1].position, end) if more else end
             buried = [record for record in dead if cursor < record.position <= upper]
             yield from self._between(cursor, upper, heads, buried)
-            if not more:
+            if upper >= end:
                 return
             cursor = upper
 

@@ -10,7 +10,7 @@ import ormsgpack
 import zstandard
 
 from . import _fastpath, payload_faults
-from .config import COMPRESS_ABOVE_BYTES, MAX_PAYLOAD_DEPTH, MAX_RECORD_BYTES
+from .config import COMPRESS_ABOVE_BYTES, LARGEST_RECORD_BYTES, MAX_PAYLOAD_DEPTH, MAX_RECORD_BYTES
 from .errors import InvalidPayload, RecordTooLarge
 from .records import Codec
 
@@ -121,7 +121,7 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
     return Codec.MSGPACK, body
 
 
-def decode(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> Any:
+def decode(codec: int, body: bytes, limit: int = LARGEST_RECORD_BYTES) -> Any:
     """The value of a record's body: what :func:`encode` was given, up to the mapping in docs/PAYLOADS.md.
 
     ``limit``: largest decompressed size in bytes that is let through. Raises ``ValueError`` saying what is wrong with
@@ -135,7 +135,7 @@ def decode(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> Any:
         raise ValueError(f"payload is not valid msgpack: {error}") from None
 
 
-def uncompressed(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> bytes:
+def uncompressed(codec: int, body: bytes, limit: int = LARGEST_RECORD_BYTES) -> bytes:
     """The msgpack of a record's body.
 
     Raises ``ValueError`` for an unknown codec, a corrupt frame, a size over ``limit`` bytes.
@@ -149,7 +149,7 @@ def uncompressed(codec: int, body: bytes, limit: int = MAX_RECORD_BYTES) -> byte
         if size < 0:
             raise ValueError("payload is a zstd frame that does not state its size")
         if size > limit:
-            raise ValueError(f"payload has {size} bytes decompressed; this process takes {limit} (max_record_bytes)")
+            raise ValueError(f"payload has {size} bytes decompressed; at most {limit} are taken here")
         return zstandard.ZstdDecompressor().decompress(body, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"payload is not a valid zstd frame: {error}") from None

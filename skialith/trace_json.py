@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 from . import payloads
-from .config import TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from .config import MAX_RECORD_BYTES, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
 from .records import Record
 
 _TOO_LARGE = f"larger than {TRACE_JSON_BYTES} bytes as JSON"
@@ -31,7 +31,7 @@ def of_record(record: Record) -> str:
         return omitted(_TOO_LARGE, record.manifest.size if record.manifest is not None else 0)
     size = len(record.body)
     try:
-        body = payloads.uncompressed(record.codec, record.body)
+        body = payloads.uncompressed(record.codec, record.body, MAX_RECORD_BYTES)
         size = len(body)
         if size > _LARGEST_BODY:
             return omitted(_TOO_LARGE, size)

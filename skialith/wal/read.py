@@ -93,7 +93,9 @@ class Reader:
             records = [self._record(message) for message in messages]
             wanted = [r for r in records if r.agent_id == agent_id and r.position > after]
             last = records[-1].position.seq if records else after.seq
-            if not more and await self._lags(subject, last, deadline):
+            if not more and await self._lags(subject, last, after, deadline):
+                if wanted:
+                    return wanted, True
                 await asyncio.sleep(RETRY_LONGEST_SECONDS / 10)
             elif wanted or not more:
                 return wanted, more
@@ -102,7 +104,7 @@ class Reader:
                 query.pop("start_time", None)
                 query["seq"] = last + 1
 
-    async def _lags(self, subject: str, last: int, deadline: float) -> bool:
+    async def _lags(self, subject: str, last: int, after: Position, deadline: float) -> bool:
         """Whether the leader has a message behind ``last`` that the replica which answered did not have yet."""
         if self._stream.replicas == 1:
             return False
@@ -110,7 +112,8 @@ class Reader:
             raise WalUnavailable(
                 f"{self._stream.name} could not be read before the deadline: a replica lags behind its leader"
             )
-        return await self._stream.next_message(last + 1, subject, deadline) is not None
+        message = await self._stream.next_message(last + 1, subject, deadline)
+        return message is not None and Position(time_ns(message["time"]), int(message["seq"])) > after
 
     async def find(self, subject: str, key: bytes, deadline: float) -> int:
         """Sequence of the record with this key; 0 when it has left the log already."""

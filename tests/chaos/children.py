@@ -24,9 +24,9 @@ from skialith import AgentFenced, AgentState, SkialithAgent, SkialithError
 from skialith.records import Ack
 
 from . import faults
-from .evidence import Notebook, digest, payload
+from .evidence import ROUNDS, Notebook, digest, payload
 
-LIFE_SECONDS = 180.0
+LIFE_SECONDS = 180.0 * max(1.0, ROUNDS)
 """No child outlives this, whatever becomes of the test."""
 BUG = 70
 """Exit code of a child that met an error that is not Skialith's own."""

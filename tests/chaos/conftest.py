@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .checker import Verdict
+from .evidence import ROUNDS
 from .world import World
 
 SUMMARY = pytest.StashKey[dict[str, "Line"]]()
@@ -41,6 +42,12 @@ Report = Callable[[str, int, Verdict], None]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SUMMARY] = {}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("chaos") is not None:
+            item.add_marker(pytest.mark.timeout(180 * max(1.0, ROUNDS)))
 
 
 @pytest.fixture

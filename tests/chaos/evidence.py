@@ -17,6 +17,8 @@ import ormsgpack
 
 from skialith.errors import BatchFailed, SkialithError
 
+ROUNDS = float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))
+"""How many times longer than in the short run everything goes on."""
 SUFFIX = ".evidence"
 APPENDS = ("event", "events", "checkpoint")
 """The verbs that append."""

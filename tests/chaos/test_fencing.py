@@ -107,7 +107,7 @@ def test_owners_that_take_the_agent_from_each_other(sqlite_world: World, report:
     """Each one that is fenced resumes at once."""
     world = sqlite_world
     children = [owner(world, fenced="resume") for _ in range(3)]
-    time.sleep(rounds(4))
+    time.sleep(rounds(3))
     for child in children:
         assert child.stop() == 0, child.tail()
     takeovers = sum(1 for call in world.evidence().of("resume") if not call.error)

@@ -37,7 +37,7 @@ def test_prefork_of_four(world: World, report: Report) -> None:
 
 def test_processes_end_without_close(sqlite_world: World, report: Report) -> None:
     """sys.exit, an exception inside ``with``, os._exit: everything acknowledged is there after the next start."""
-    world, ends = sqlite_world, ["sys.exit", "raise", "os._exit"] * rounds(2)
+    world, ends = sqlite_world, ["sys.exit", "raise", "os._exit"] * rounds(1)
     world.dice.shuffle(ends)
     for ending in ends:
         child = world.spawn(agents=["one", "two"], threads=2, steps=5, batches=0.5, ending=ending)

@@ -55,7 +55,7 @@ def test_the_wire_to_nats(sqlite_world: World, report: Report) -> None:
         ]
         for child in children:
             child.wait_ready()
-        acts = rounds(9)
+        acts = rounds(7)
         for _ in range(acts):
             time.sleep(world.dice.uniform(0, 0.2))
             print(disturb(proxy, world.dice))
@@ -79,7 +79,7 @@ def test_the_wire_to_mariadb(mariadb_world: World, report: Report) -> None:
         through = {"database_url": server._replace(netloc=where).geturl()}
         child = world.spawn(agents=["one", "two"], threads=2, large=0.02, pace=0.05, settings=through)
         child.wait_ready()
-        acts = rounds(9)
+        acts = rounds(7)
         for _ in range(acts):
             time.sleep(world.dice.uniform(0, 0.4))
             print(disturb(proxy, world.dice))

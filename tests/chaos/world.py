@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import secrets
 import signal
@@ -27,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 END_SECONDS = 40.0
 SETTLE_SECONDS = 60.0
-ROUNDS = float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))
+ROUNDS = evidence.ROUNDS
 
 
 def rounds(count: int) -> int:
     """How often to do it in this run: ``count`` times ``SKIALITH_CHAOS_ROUNDS``."""
-    return max(1, round(count * ROUNDS))
+    return max(1, round(count * evidence.ROUNDS))
 
 
 class Child:

@@ -424,8 +424,8 @@ threading.Event().wait()
 
 # ---- what an error means
 
-# Disk full, too many connections, no database, Galera, no column, duplicate, syntax, TiDB's unknown, no table, lock wait, deadlock,
-# read-only, interrupted, no default, a trigger's SIGNAL, binlog format, out of sync, packet, timeout, TiDB's 8xxx and 9xxx.
+# Disk full, too many connections, no database, Galera, no column, duplicate, syntax, TiDB's unknown, no table, lock wait,
+# deadlock, read-only, interrupted, no default, a trigger's SIGNAL, binlog format, out of sync, packet, timeout, TiDB's own.
 TRANSIENT = (
     *(1021, 1040, 1046, 1047, 1054, 1062, 1064, 1105, 1114, 1146, 1205, 1213, 1290, 1317, 1364, 1644, 1665, 1792),
     *(2014, 2020, 3024, 8004, 8025, 8027, 9001, 9005, 9007),
