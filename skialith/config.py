@@ -304,22 +304,24 @@ def _check_urls(config: Config) -> None:
 
 def _scheme(name: str, url: str) -> str:
     try:
-        return urlsplit(url.strip()).scheme
-    except ValueError as error:
-        raise ConfigurationError(f"{name} cannot be parsed: {error}") from None
+        parts = urlsplit(url.strip())
+        if parts.scheme in ("nats", "tls") and not (parts.hostname and (parts.port or 1)):
+            raise ValueError("it names no host")
+    except ValueError:
+        raise ConfigurationError(
+            f"{name} {redact(url)!r} cannot be parsed: in user and password write / as %2F, # as %23, ? as %3F, @ as %40"
+        ) from None
+    return parts.scheme
 
 
 def redact(url: str) -> str:
-    """The URL with its password (or NATS token) replaced by ``***``, for messages and logs."""
-    try:
-        parts = urlsplit(url)
-        if parts.username is None:
-            return url
-        host = parts.netloc.rpartition("@")[2]
-        user = f"{parts.username}:***" if parts.password is not None else "***"
-        return parts._replace(netloc=f"{user}@{host}").geturl()
-    except ValueError:
-        return "<unparsable url>"
+    """The URL with its password (or NATS token) replaced by ``***``, for messages and logs, however malformed it is."""
+    scheme, separator, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    if not at:
+        return url
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}{separator}{user}:***@{host}" if colon else f"{scheme}{separator}***@{host}"
 
 
 def check_id(argument: str, value: object) -> str:

@@ -133,6 +133,8 @@ class Wal:
                 log.warning("%s", error)
             except (SkialithError, ApiError) as error:
                 log.info("housekeeping of %s put off: %s", self.stream.name, error)
+            except Exception:  # a bug must not end the renewal of leases
+                log.exception("housekeeping of %s failed", self.stream.name)
 
     # ---- appending and owning
 
@@ -160,9 +162,15 @@ class Wal:
 
     def release(self, agent_id: str) -> None:
         """Give an agent up; what goes wrong leaves the lease to age out."""
-        deadline = time.monotonic() + _GRACE_SECONDS
+
+        async def release() -> None:
+            try:
+                await asyncio.wait_for(self.log.release(agent_id), _RELEASE_SECONDS)
+            except asyncio.TimeoutError:
+                raise WalUnavailable(f"no answer within {_RELEASE_SECONDS:g} s") from None
+
         try:
-            self._call(lambda: self.log.release(agent_id), deadline)
+            self._call(release, time.monotonic() + _RELEASE_SECONDS)
         except (WalError, ConfigurationError) as error:
             log.info("the lease of agent %r stays until it ages out: %s", agent_id, error)
 

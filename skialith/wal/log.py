@@ -249,7 +249,9 @@ class Log:
     def _check_payload(self, lane: Lane, group: list[Entry]) -> None:
         """The next server may take less than the one that the record was cut for; it would end the connection."""
         limit = self._connection.max_payload - frames.HEADER_ROOM_BYTES
-        largest = max(max(len(entry.data), *map(len, entry.chunks)) if entry.chunks else len(entry.data) for entry in group)
+        largest = max(
+            max(len(entry.data), *map(len, entry.chunks)) if entry.chunks else len(entry.data) for entry in group
+        )
         if largest > limit:
             raise AppendFailed(
                 WalUnavailable(
@@ -281,7 +283,8 @@ class Log:
             # Alone it proves nothing: the lease may be mine at a newer sequence.
             await self._leases.verify(lane.lease, deadline)
         elif code == _STORE_FAILED or "maximum bytes" in description:
-            raise AppendFailed(_full(self._stream.name, self._stream.max_bytes, description))
+            name = self._stream.dead_name if lane.agent_id == _BURIAL_LANE else self._stream.name
+            raise AppendFailed(_full(name, self._stream.max_bytes, description))
         elif code not in _RETRY_CODES:
             raise AppendFailed(
                 WalRejected(

@@ -29,8 +29,12 @@ def check_syncing(config: Config, server_id: str) -> None:
         with urllib.request.urlopen(url, timeout=API_TIMEOUT_SECONDS) as answer:
             varz = json.load(answer)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"durability='power' cannot be verified, {url} does not answer ({error}): {_FIX}") from error
+        raise ConfigurationError(
+            f"durability='power' cannot be verified, {url} does not answer ({error}): {_FIX}"
+        ) from error
     if varz.get("server_id") != server_id:
-        raise ConfigurationError(f"durability='power' cannot be verified: {url} is another server than the one connected to")
+        raise ConfigurationError(
+            f"durability='power' cannot be verified: {url} is another server than the one connected to"
+        )
     if not varz.get("jetstream", {}).get("config", {}).get("sync_always"):
         raise ConfigurationError(f"durability='power', but this NATS server acknowledges before it syncs: {_FIX}")

@@ -8,6 +8,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 
 from nats.aio.msg import Msg
 
@@ -236,4 +237,7 @@ class ConsumerSource:
     def bury(self, letter: DeadLetter) -> None:
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
         ticket = self._log.bury(letter, time.monotonic() + API_TIMEOUT_SECONDS)
-        ticket.future.result(API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
+        try:
+            ticket.future.result(API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
+        except FutureTimeout as error:
+            raise WalUnavailable("no PubAck for a dead letter in time; it is tried again", outcome="unknown") from error

@@ -228,13 +228,16 @@ class Connection:
 
         For consumers: what they deliver carries its own subject, so only the subscription tells where it belongs.
         """
+        if self._listeners.get(name) == callback:
+            return
+        # Known before it is flushed: should that fail, the next connection subscribes it, once.
+        self._listeners[name] = callback
         try:
             await self._subscribe_listener(name, callback)
             # Our frames go straight to the socket: without this round trip one could overtake the SUB.
             await self._client.flush(timeout=CONNECT_TIMEOUT_SECONDS)
         except NatsError as error:
             raise Disconnected(sent=False) from error
-        self._listeners[name] = callback
 
     async def _on_reconnected(self) -> None:
         self._max_payload = int(self._client.max_payload)

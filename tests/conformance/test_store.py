@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,8 +16,9 @@ import pytest
 from skialith.config import DATABASE_CONNECTIONS, PAYLOAD_PART_BYTES
 from skialith.errors import InvalidArgument, StoreDataError, StoreUnavailable
 from skialith.records import Codec, Kind, Position, Record
-from skialith.stores import Store, open_store
+from skialith.stores import Store, open_store, read
 from skialith.stores.base import Counts
+from skialith.stores.sql import SqlStore
 
 from ..fixtures.stores import (
     NAMESPACE,
@@ -572,11 +573,11 @@ def test_pages_of_events(store: Store) -> None:
     store.write_records([event(7, agent="another"), checkpoint(8)])
     assert events(store) == wrote
     for size in (1, 7, 59, 60, 61):
-        read, after = [], START
-        while page := store.events(NAMESPACE, "agent", after, None, size):
-            read += [record for record, _ in page]
+        paged, after = [], START
+        while (page := store.events(NAMESPACE, "agent", after, None, size)) and len(paged) < 100:
+            paged += [record for record, _ in page]
             after = page[-1][0].position
-        assert read == wrote
+        assert paged == wrote
     for low, high in ((5, 40), (0, 0), (30, 31), (58, 59)):
         found = store.events(NAMESPACE, "agent", wrote[low].position, wrote[high].position, 100)
         assert [record for record, _ in found] == wrote[low + 1 : high + 1]
@@ -628,6 +629,44 @@ def test_a_page_ends_before_it_is_too_large(store: Store) -> None:
     assert [record for page in pages for record in page] == wrote
 
 
+class Meddled:
+    """A connection on which something happens before its ``n``-th query."""
+
+    def __init__(self, session: read.Queries, n: int, meddle: Callable[[], object]) -> None:
+        self.session = session
+        self.left = n
+        self.meddle = meddle
+
+    def rows(self, sql: str, args: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        self.left -= 1
+        if self.left == 0:
+            self.meddle()
+        return self.session.rows(sql, args)
+
+
+@pytest.mark.parametrize("body", [b"small", noise(BIG, 1)], ids=["small", "large"])
+@pytest.mark.parametrize("n", range(1, 8))
+def test_what_is_replayed_between_two_queries_is_not_missed(store: Store, n: int, body: bytes) -> None:
+    assert isinstance(store, SqlStore)
+    older, wrote, latest = event(1), event(2, body=body), checkpoint(3, body=body)
+    store.write_records([older, checkpoint(1)])
+    for record in (wrote, latest):
+        store.write_dead_letter(letter(record))
+
+    def found(what: Callable[[read.Queries], Any], record: Record) -> Any:
+        with store.reading() as session:
+            return what(Meddled(session, n, lambda: store.replay_dead_letter(letter(record), record, None)))
+
+    agent = (NAMESPACE, "agent")
+    page = found(lambda session: read.events(session, agent, START, None, 9, None), wrote)
+    assert [record for record, _ in page] == [older, wrote]
+    assert found(lambda session: read.latest_checkpoint(session, *agent), latest) == latest
+    keys = [wrote.key, latest.key]
+    for record in (wrote, latest):
+        store.write_dead_letter(letter(record))
+        assert found(lambda session: read.stored(session, NAMESPACE, keys), record) == set(keys)
+
+
 def test_events_are_read_while_dead_letters_are_replayed(store: Store) -> None:
     wrote = [event(n, body=noise(BIG, n) if n % 4 == 0 else b"x") for n in range(1, 25)]
     store.write_records(wrote[::2])
@@ -636,7 +675,7 @@ def test_events_are_read_while_dead_letters_are_replayed(store: Store) -> None:
     seen: list[list[Record]] = []
     done = threading.Event()
 
-    def read() -> None:
+    def look() -> None:
         while not done.is_set():
             seen.append(events(store))
 
@@ -647,7 +686,7 @@ def test_events_are_read_while_dead_letters_are_replayed(store: Store) -> None:
         finally:
             done.set()
 
-    assert at_once(read, replay) == [None, None]
+    assert at_once(look, replay) == [None, None]
     assert seen
     assert all(found == wrote for found in seen)
     assert store.counts(NAMESPACE).dead_letters == 0

@@ -422,6 +422,41 @@ threading.Event().wait()
     store.close()
 
 
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_childs_end_leaves_the_parents_connections_alone(own_server: MariaDB, detached: bool) -> None:
+    # Each of the two guards holds alone: the socket put out of reach, and the object that nothing ever closes.
+    url = own_server.url("forked")
+    script = f"""
+import gc, os, sys
+from skialith.stores import open_store, pool
+store = open_store(sys.argv[1])
+if {detached}:
+    pool._keep_for_ever = lambda connection: None
+else:
+    store._pool._leave = lambda connection: None
+
+def number():
+    with store.reading() as session:
+        return session.rows("SELECT CONNECTION_ID()")
+
+before = number()
+for end in ("collected", "exits"):
+    pid = os.fork()
+    if pid == 0:
+        assert number() != before
+        store = None
+        gc.collect()
+        if end == "collected":
+            os._exit(0)
+        sys.exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    with store.reading() as session:
+        session._connection.ping()
+    assert number() == before, end
+"""
+    subprocess.run([sys.executable, "-c", script, url], cwd=ROOT, check=True, timeout=60)
+
+
 # ---- what an error means
 
 # Disk full, too many connections, no database, Galera, no column, duplicate, syntax, TiDB's unknown, no table, lock wait,
