@@ -305,7 +305,7 @@ def _check_urls(config: Config) -> None:
 def _scheme(name: str, url: str) -> str:
     try:
         parts = urlsplit(url.strip())
-        if parts.scheme in ("nats", "tls") and not (parts.hostname and (parts.port or 1)):
+        if parts.scheme in ("nats", "tls") and (parts.hostname is None or parts.port == 0):
             raise ValueError("it names no host")
     except ValueError:
         raise ConfigurationError(

@@ -573,7 +573,8 @@ def test_pages_of_events(store: Store) -> None:
     store.write_records([event(7, agent="another"), checkpoint(8)])
     assert events(store) == wrote
     for size in (1, 7, 59, 60, 61):
-        paged, after = [], START
+        paged: list[Record] = []
+        after = START
         while (page := store.events(NAMESPACE, "agent", after, None, size)) and len(paged) < 100:
             paged += [record for record, _ in page]
             after = page[-1][0].position
