@@ -16,6 +16,7 @@ from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHA
 from .errors import (
     BatchFailed,
     BlockingCallInEventLoop,
+    BodyMissing,
     Closed,
     InvalidArgument,
     SkialithError,
@@ -161,7 +162,7 @@ class SkialithAgent:
         record, source, database_ok = engine.newest_checkpoint(self._agent_id, self._deadline())
         if record is None:
             return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
-        data = payloads.decode(record.codec, record.body or b"")
+        data = _payload(record)
         return AgentState(
             self._agent_id,
             record.step_index,
@@ -298,12 +299,21 @@ def _as_event(entry: Entry) -> Event:
         event_id=record.record_id,
         step_index=record.step_index,
         event_type=record.event_type,
-        data=payloads.decode(record.codec, record.body or b""),
+        data=_payload(record),
         created_at=datetime.fromtimestamp(record.created_us / 1_000_000, timezone.utc),
         position=record.position,
         stored=stored,
         dead=dead,
     )
+
+
+def _payload(record: Record) -> Any:
+    if record.body is None:
+        raise BodyMissing(
+            f"agent {record.agent_id!r}: the payload of {record.record_id or 'the checkpoint'!r} (sequence "
+            f"{record.position.seq}) is lost: its head is a dead letter without a body, see `skialith dead-letters list`"
+        )
+    return payloads.decode(record.codec, record.body)
 
 
 def _checked_step(argument: str, step: object) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from .errors import ConfigurationError, InvalidArgument
 
@@ -144,6 +144,8 @@ SQLITE_BUSY_SECONDS = 5.0
 """How long SQLite waits for another process's write."""
 HISTORY_PAGE_RECORDS = 256
 """Records of one page of ``history()``."""
+HISTORY_PAGE_BYTES = 8 * 1024 * 1024
+"""Bytes of one page of ``history()`` from the database; one record at least."""
 TRACE_JSON_BYTES = 1024 * 1024
 """Largest JSON document kept in ``agent_traces``; a larger one becomes a marker that says so."""
 TRACE_JSON_DEPTH = 30
@@ -218,7 +220,7 @@ class Config:
     @property
     def store_url(self) -> str:
         """The database URL in force: ``database_url``, or the SQLite file of the embedded default."""
-        return self.database_url or f"sqlite:///{self.path / 'skialith.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.path / 'skialith.db'))}"
 
 
 def load(environ: Mapping[str, str] | None = None, **arguments: Any) -> Config:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
-from .config import HISTORY_PAGE_RECORDS
+from .config import HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS
 from .errors import StoreUnavailable, WalRejected
 from .records import NOWHERE, Position, Record
 
@@ -31,6 +31,8 @@ class PastStore(Protocol):
         after: Position,
         up_to: Position | None,
         limit: int,
+        *,
+        max_bytes: int | None = None,
     ) -> list[tuple[Record, bool]]: ...
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
@@ -95,11 +97,13 @@ class History:
         heads: list[Record],
         buried: list[Record],
     ) -> Iterator[Entry]:
-        """Everything in (after, upper], in pages of the database."""
+        """Everything in (after, upper], in pages of the database; large bodies of the log are read one at a time."""
         cursor = after
         while cursor < upper:
-            rows = self._store.events(self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS)
-            bound = rows[-1][0].position if len(rows) == HISTORY_PAGE_RECORDS else upper
+            rows = self._store.events(
+                self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS, max_bytes=HISTORY_PAGE_BYTES
+            )
+            bound = rows[-1][0].position if rows else upper
             page: list[Entry] = [(record, True, dead) for record, dead in rows if record.key not in self._unstored]
             seen = {record.key for record, _ in rows}
             for record in buried:
@@ -107,24 +111,25 @@ class History:
                     seen.add(record.key)
                     page.append((record, False, True))
             unstored = [r for r in heads if cursor < r.position <= bound and r.key not in seen]
-            page.extend(self._from_log(unstored))
-            page.sort(key=lambda entry: entry[0].position)
-            yield from page
+            page.extend((record, False, False) for record in unstored)
+            stored = self._store.stored(self._namespace, [r.key for r in unstored]) if unstored else set()
+            for record, is_stored, dead in sorted(page, key=lambda entry: entry[0].position):
+                if is_stored or dead:
+                    yield record, is_stored, dead
+                else:
+                    yield from self._from_log(record, record.key in stored)
             cursor = bound
 
-    def _from_log(self, records: list[Record]) -> Iterator[Entry]:
-        """Records that only the log has. One that was saved before, at another position, is passed over."""
-        if not records:
+    def _from_log(self, record: Record, stored: bool) -> Iterator[Entry]:
+        """A record of the log's page that the database's page does not have.
+
+        ``stored``: the database has its key by now. Then it moved since the page was read, or it was saved before, at
+        another position, and is passed over.
+        """
+        if record.key in self._unstored:
             return
-        stored = self._store.stored(self._namespace, [record.key for record in records])
-        for record in records:
-            if record.key in self._unstored:
-                continue
-            if record.key in stored:
-                row = self._moved(record)
-                if row is not None:
-                    yield row
-                continue
+        row = self._moved(record) if stored else None
+        if not stored:
             try:
                 whole = self._wal.with_body(record, self._deadline())
             except WalRejected:
@@ -132,10 +137,11 @@ class History:
                 row = self._moved(record)
                 if row is None:
                     raise
-                yield row
-                continue
-            self._unstored.add(record.key)
-            yield whole, False, False
+            else:
+                self._unstored.add(record.key)
+                row = whole, False, False
+        if row is not None:
+            yield row
 
     def _moved(self, record: Record) -> Entry | None:
         """The row of a record that moved to the database while its page was read; None if it stands elsewhere."""

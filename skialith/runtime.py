@@ -209,16 +209,15 @@ class Runtime:
 
     def _count_dead(self, deadline: float) -> int:
         keys: set[bytes] = set()
-        for agent_id in self._agents:
-            for kind in ("event", "checkpoint"):
-                records = self.wal.dead_records(agent_id, kind, deadline)
-                keys.update(record.key for record in records if record.position > self._since)
-        if isinstance(self._reading(), NothingStored):
-            return len(keys)
-        after = Position(self._since.time_ns, self._since.seq + 1)
-        for letter in self.store.dead_letters(self.config.namespace, sink=WRITER, since=after, limit=10_000):
-            if letter.record is not None and letter.record.agent_id in self._agents:
-                keys.add(letter.key)
+        if self.wal.dead_count(deadline):
+            for agent_id in self._agents:
+                for kind in ("event", "checkpoint"):
+                    records = self.wal.dead_records(agent_id, kind, deadline)
+                    keys.update(record.key for record in records if record.position > self._since)
+        if not isinstance(self._reading(), NothingStored):
+            since = Position(self._since.time_ns, self._since.seq + 1)
+            found = self.store.dead_keys(self.config.namespace, WRITER, since)
+            keys.update(key for agent_id, key in found if agent_id in self._agents)
         return len(keys)
 
     def drain_status(self) -> list[DrainStatus]:

@@ -113,6 +113,9 @@ class Store(Protocol):
     ) -> list[DeadLetter]:
         """Dead letters, oldest first by position; ``since``: only those at or behind it."""
 
+    def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
+        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""
 

@@ -183,6 +183,10 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
+    def dead_count(self, deadline: float) -> int:
+        """Messages of the dead-letter stream."""
+        return self._call(lambda: self.dead.count(deadline), deadline)
+
     def end(self, deadline: float) -> Position:
         return self._call(lambda: self.reader.end(deadline), deadline)
 

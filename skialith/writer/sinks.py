@@ -68,7 +68,7 @@ class Database(Protocol):
 
     def ping(self) -> None: ...
 
-    def probe(self) -> None: ...
+    def probe(self, sink: str | None = None) -> None: ...
 
 
 class EventDatabase(Database, Protocol):
@@ -86,6 +86,8 @@ class TraceDatabase(Database, Protocol):
 
 
 class _DatabaseSink:
+    name: str
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -93,7 +95,7 @@ class _DatabaseSink:
         self._database.ping()
 
     def probe(self) -> None:
-        self._database.probe()
+        self._database.probe(self.name)
 
     def bury(self, letter: DeadLetter) -> None:
         self._database.write_dead_letter(letter)
