@@ -38,6 +38,8 @@ hypothesis.settings.load_profile("skialith")
 def pytest_configure(config: pytest.Config) -> None:
     # A run that hangs shows where: kill -USR1 <pid>.
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # A shell ignores Ctrl-C for what it runs in the background, and children inherit that; some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption(SEED_OPTION) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
 

@@ -40,8 +40,9 @@ class Options:
     a step with a save_events of up to 60, and of an event of over 1 MiB. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
-    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``: points of
-    :mod:`faults` and at which passage to die there. ``break_``: a canary of :mod:`faults`. ``forks``, ``first``: see ``fork``.
+    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
+    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
+    ``forks``, ``first``: see ``fork``.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Options:
     fenced: str = "stop"
     ending: str = "close"
     die: dict[str, int] = field(default_factory=dict)
+    freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
     forks: int = 0
     first: str = "child"
@@ -220,7 +222,7 @@ class Worker(Script):
 def work(options: Options) -> None:
     """Agents at work, until they have done their steps or the test says stop."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
-    faults.install(options.die, options.break_)
+    faults.install(options.die, options.freeze, options.break_)
     notebook.line("note", what="begun")
     with contextlib.ExitStack() as stack:
         workers = []
@@ -267,10 +269,13 @@ def end(how: str) -> None:
 def write(options: Options) -> None:
     """A writer, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
-    faults.install(options.die, options.break_)
+    faults.install(options.die, options.freeze, options.break_)
     with open_agent("~writer", options, stopping, notebook):
         notebook.line("note", what="ready")
-        stopping.wait(LIFE_SECONDS)
+        deadline = time.monotonic() + LIFE_SECONDS
+        # In short waits: a signal that another thread was given is handled when this one wakes up.
+        while not stopping.wait(0.1) and time.monotonic() < deadline:
+            pass
     notebook.line("note", what="closed")
 
 

@@ -7,6 +7,7 @@ import secrets
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -39,14 +40,42 @@ class Fuse:
         with self._lock:
             self._left -= 1
             if self._left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(60)  # the signal is on its way; nothing may happen behind this point
+                self.blow()
+
+    def blow(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # the signal is on its way; nothing may happen behind this point
 
 
-def install(die: dict[str, int], canary: str = "") -> None:
-    """Set the points (name and passage) at which this process dies, and break what ``canary`` names."""
+class Freeze(Fuse):
+    """Stops the process at the nth passage, until somebody continues it; no transaction of it is open meanwhile."""
+
+    def __init__(self, passages: int) -> None:
+        super().__init__(passages)
+        self._writing = threading.Lock()
+        for name in ("write_records", "write_traces"):
+            self._serialize(name)
+
+    def _serialize(self, name: str) -> None:
+        original = getattr(SqlStore, name)
+
+        def method(*arguments: Any) -> None:
+            with self._writing:
+                original(*arguments)
+
+        setattr(SqlStore, name, method)
+
+    def blow(self) -> None:
+        with self._writing:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def install(die: dict[str, int], freeze: dict[str, int], canary: str = "") -> None:
+    """Set the points (name and passage) at which this process dies or stops, and break what ``canary`` names."""
     for point, passages in die.items():
         _POINTS[point](Fuse(passages))
+    for point, passages in freeze.items():
+        _POINTS[point](Freeze(passages))
     if canary:
         _CANARIES[canary]()
 
@@ -166,11 +195,14 @@ def _ack_before_commit() -> None:
 
 
 def _acknowledge_before_durable() -> None:
-    """The caller gets an Ack at once, and the record goes out later."""
+    """The caller gets an Ack at once, and the record goes out some calls later."""
     original = Log.append
+    held: deque[tuple[Log, str, Sequence[Record]]] = deque()
 
     def append(self: Log, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        original(self, agent_id, records, deadline)
+        held.append((self, agent_id, records))
+        if len(held) > 20:
+            original(*held.popleft(), deadline)
         early: Future[list[Ack]] = Future()
         early.set_result([Ack(1, False) for _ in records])
         return Ticket(agent_id, deadline, early, early.result(), len(records))
@@ -179,11 +211,12 @@ def _acknowledge_before_durable() -> None:
 
 
 def _store_without_key() -> None:
-    """Every try stores a row of its own, because the identity of a record is made up anew."""
-    original = EventSink.write
+    """Every try stores a row of its own, because a record's identity is made up anew; and the writer dies before it acks."""
+    original, fuse = EventSink.write, Fuse(1)
 
     def write(self: EventSink, records: Sequence[Record]) -> None:
         original(self, [record._replace(key=secrets.token_bytes(16)) for record in records])
+        fuse.burn()
 
     _replace(EventSink, "write", write)
 

@@ -42,7 +42,7 @@ def test_store_without_key_is_caught(sqlite_world: World, report: Report) -> Non
     world = sqlite_world
     child = world.spawn(agents=["one"], steps=10, settings=OFF)
     assert child.wait() == 0, child.tail()
-    broken = world.spawn("write", "broken", break_="store without key", die={"before ack": 1})
+    broken = world.spawn("write", "broken", break_="store without key")
     assert broken.wait() == -signal.SIGKILL, broken.tail()
     verdict = world.verdict()
     report("canary: store without key (doubled is right here)", 1, verdict)

@@ -82,7 +82,9 @@ def test_a_frozen_owner_whose_lease_expired(sqlite_world: World, report: Report)
         child.signal(signal.SIGSTOP)
         wait_until(lambda: world.log().leases == 0, 15.0, "the lease expires")
         child.signal(signal.SIGCONT)
-        child.wait_for(lambda lines: any(line.get("error") == "AgentFenced" for line in lines), "is fenced")
+        child.wait_for(
+            lambda lines: any("AgentFenced" in (line.get("error"), line.get("cause")) for line in lines), "is fenced"
+        )
         child.wait_writes(10)
         assert child.stop() == 0, child.tail()
     verdict = world.verdict()

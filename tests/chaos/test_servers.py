@@ -28,7 +28,7 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
     """Callers get answers by their deadlines, and what an error says of a record is true."""
     database = f"sqlite:///{tmp_path / 'skialith.db'}"
     with NatsServer(tmp_path / "nats") as server, World(tmp_path, server.url, database, seed) as world:
-        patient = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.02, settings={"timeout": 2.0})
+        patient = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.02, settings={"timeout": 1.5})
         hasty = {"timeout": 1.0, "writer": "off"}
         careless = world.spawn(agents=["three"], retries=False, batches=0.5, pace=0.02, settings=hasty)
         children = [patient, careless]
@@ -39,7 +39,7 @@ def test_nats_server_killed_and_restarted(tmp_path: Path, seed: int, report: Rep
             time.sleep(world.dice.uniform(0.05, 0.5))
             server.kill()
             # Sometimes longer than a call may take.
-            time.sleep(2.5 if number % 3 == 1 else world.dice.uniform(0, 0.6))
+            time.sleep(2.0 if number % 3 == 1 else world.dice.uniform(0, 0.6))
             server.start()
             for child in children:
                 child.wait_writes(5)
@@ -97,9 +97,15 @@ class EmbeddedWorld(World):
         return super().options(name, **{**given, "settings": {**embedded, **given.get("settings", {})}})
 
     def log(self) -> outside.LogState:
+        return outside.read_log(self._address(), self.namespace)
+
+    def hurry(self) -> None:
+        outside.hurry(self._address(), self.namespace)
+
+    def _address(self) -> str:
         address = inspect(self.directory)
         assert address is not None, "no server runs"
-        return outside.read_log(address.url, self.namespace)
+        return address.url
 
 
 def test_embedded_default_with_everything_killed(tmp_path: Path, seed: int, report: Report) -> None:

@@ -27,7 +27,7 @@ def disturb(proxy: Proxy, dice: random.Random) -> str:
         proxy.cut_after(dice.randrange(1, 4000), dice.choice(DIRECTIONS), reset=dice.random() < 0.5)
     elif act.startswith("stall"):
         proxy.stall(True, direction)
-        time.sleep(dice.choice([dice.uniform(0, 0.3), 2.5]))
+        time.sleep(dice.choice([dice.uniform(0, 0.3), 2.0]))
         if act == "stall and cut":
             proxy.cut(reset=dice.random() < 0.5)
         proxy.stall(False)
@@ -47,7 +47,7 @@ def test_the_wire_to_nats(sqlite_world: World, report: Report) -> None:
     world = sqlite_world
     server = urlsplit(world.nats_url)
     with Proxy(server.hostname or "", server.port or 0) as proxy:
-        through = {"nats_url": f"nats://127.0.0.1:{proxy.port}", "timeout": 2.0}
+        through = {"nats_url": f"nats://127.0.0.1:{proxy.port}", "timeout": 1.5}
         hasty = {**through, "writer": "off", "timeout": 1.0}
         children = [
             world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.02, settings=through),

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from skialith.config import ACK_WAIT_SECONDS
-
 from . import outside
 from .conftest import Report
 from .evidence import APPENDS
@@ -22,27 +20,29 @@ OFF = {"writer": "off"}
 def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
     """Agents without a writer of their own, and always two writer processes of which one is killed at a random moment.
 
-    A third one is frozen for longer than its messages wait for their acks, so that they are stored by others meanwhile.
+    A third one is frozen until others have stored what it holds, and then goes on with it.
     """
     kills = rounds(3)
     agents = world.spawn(agents=["one", "two"], threads=2, large=0.05, pace=0.03, settings=OFF)
     writers = [world.spawn("write", "writer") for _ in range(2)]
-    frozen = world.spawn("write", "frozen")
+    point = world.dice.choice(["after pull", "after commit", "before ack"])
+    frozen = world.spawn("write", "frozen", freeze={point: world.dice.randrange(1, 5)})
     browser = world.spawn("browse", "browser", agents=["one", "two"], pace=0.2, settings=OFF)
-    for child in (agents, *writers, frozen, browser):
+    for child in (agents, *writers, browser):
         child.wait_ready()
-    frozen_at = time.monotonic()
-    frozen.signal(signal.SIGSTOP)
+    frozen.wait_frozen()
     for _ in range(kills):
         time.sleep(world.dice.uniform(0.05, 0.8))
         writers.pop(world.dice.randrange(2)).kill()
         writers.append(world.spawn("write", "writer"))
         if world.dice.random() < 0.7:
             writers[-1].wait_ready()
-    time.sleep(max(0.0, frozen_at + ACK_WAIT_SECONDS + 1.0 - time.monotonic()))
-    frozen.signal(signal.SIGCONT)
     agents.wait_writes(20)
-    for child in (agents, frozen, browser, *writers):
+    for child in (agents, *writers):
+        assert child.stop() == 0, child.tail()
+    world.settle()
+    frozen.signal(signal.SIGCONT)
+    for child in (frozen, browser):
         assert child.stop() == 0, child.tail()
     verdict = world.verdict(steady=True)
     report(f"6 two writers, one killed, {world.database}", kills, verdict)

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,13 @@ class Child:
         self.signal(signal.SIGKILL)
         self.process.wait(END_SECONDS)
 
+    def wait_frozen(self) -> None:
+        """Until it has stopped itself."""
+        state = Path(f"/proc/{self.process.pid}/stat")
+        wait_until(
+            lambda: state.read_text().rpartition(")")[2].split()[0] == "T", START_SECONDS, f"{self.name} is frozen"
+        )
+
     def stop(self) -> int:
         """SIGTERM, on which it ends its work in order; its exit code."""
         self.signal(signal.SIGTERM)
@@ -138,15 +146,18 @@ class World:
         """A fresh writer runs until the log holds no record any more."""
         writer = self.spawn("write", "settler")
         writer.wait_ready()
-        wait_until(
-            lambda: not writer.running or self.log().idle,
-            SETTLE_SECONDS,
-            f"the log is empty ({self.log()})\n{writer.tail()}",
-        )
+        self.hurry()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while writer.running and not (log := self.log()).idle:
+            assert time.monotonic() < deadline, f"the log does not get empty: {log}\n{writer.tail()}"
+            time.sleep(0.02)
         assert writer.stop() == 0, writer.tail()
 
     def log(self) -> outside.LogState:
         return outside.read_log(self.nats_url, self.namespace)
+
+    def hurry(self) -> None:
+        outside.hurry(self.nats_url, self.namespace)
 
     def evidence(self) -> evidence.Evidence:
         return evidence.read(self.folder)
