@@ -14,6 +14,7 @@ from typing import Any
 
 from skialith.records import Ack, Message, Record
 from skialith.stores.sql import SqlStore
+from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.lease import Lease
@@ -48,26 +49,28 @@ class Fuse:
 
 
 class Freeze(Fuse):
-    """Stops the process at the nth passage, until somebody continues it; no transaction of it is open meanwhile."""
+    """Stops the process at the nth passage, until somebody continues it; it holds no lock of the database meanwhile."""
 
     def __init__(self, passages: int) -> None:
         super().__init__(passages)
-        self._writing = threading.Lock()
-        for name in ("write_records", "write_traces"):
-            self._serialize(name)
+        self._locking = threading.RLock()
+        for name in ("migrate", "bind_wal", "write_records", "write_traces"):
+            self._serialize(SqlStore, name)
+        self._serialize(SqliteStore, "_connect")
 
-    def _serialize(self, name: str) -> None:
-        original = getattr(SqlStore, name)
+    def _serialize(self, owner: type, name: str) -> None:
+        original = getattr(owner, name)
 
-        def method(*arguments: Any) -> None:
-            with self._writing:
-                original(*arguments)
+        def method(*arguments: Any, **named: Any) -> Any:
+            with self._locking:
+                return original(*arguments, **named)
 
-        setattr(SqlStore, name, method)
+        setattr(owner, name, method)
 
     def blow(self) -> None:
-        with self._writing:
+        with self._locking:
             os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.2)  # the other threads stop a little later
 
 
 def install(die: dict[str, int], freeze: dict[str, int], canary: str = "") -> None:
