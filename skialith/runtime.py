@@ -133,7 +133,7 @@ class Runtime:
         return self.config.nats_url or ""
 
     def _start_writer(self) -> None:
-        binder = _Binder(self.store, self.config.namespace, self.wal.stream.wal_id)
+        binder = _Binder(self.store, self.config, self.wal)
         # trace_ingest idles while the namespace has no traces, so that switching them on needs no restart.
         sinks: list[tuple[str, EventSink | TraceSink]] = [
             (WRITER, EventSink(self.store)),
@@ -273,19 +273,28 @@ class Runtime:
 class _Binder:
     """Prepares the database before the first batch: schema, and the log that feeds this namespace."""
 
-    def __init__(self, store: Store, namespace: str, wal_id: str) -> None:
+    def __init__(self, store: Store, config: Config, wal: Wal) -> None:
         self._store = store
-        self._namespace = namespace
-        self._wal_id = wal_id
+        self._config = config
+        self._wal = wal
         self._lock = threading.Lock()
         self._done = False
 
     def bind(self) -> None:
+        """Raises ``ConfigurationError`` when another log feeds this database, or this log feeds another database."""
         with self._lock:
             if self._done:
                 return
+            # In this order: whoever stores something has bound its database before.
+            stored = self._wal.anything_stored(self._config.timeout)
             self._store.migrate()
-            self._store.bind_wal(self._namespace, self._wal_id)
+            if stored and self._store.bound_wal(self._config.namespace) is None:
+                raise ConfigurationError(
+                    f"records of the log {self._wal.stream.wal_id!r} are in another database than {self._store.url}, which "
+                    "would take the rest: set SKIALITH_DATABASE_URL to the database of its writer, or use writer='off' here; if "
+                    "that database is gone for good, run `skialith migrate --adopt-wal`"
+                )
+            self._store.bind_wal(self._config.namespace, self._wal.stream.wal_id)
             self._done = True
 
 

@@ -357,3 +357,15 @@ def test_traces_follow_the_namespace_while_a_writer_runs(open_agent: OpenAgent) 
     switch(True)
     agent.save_event("with again", 3)
     wait_until(lambda: traces() == 2, 30, "the trace after switching on")
+
+
+def test_a_second_database_does_not_take_the_rest_of_a_log(open_agent: OpenAgent, tmp_path: Path) -> None:
+    agent = open_agent()
+    agent.checkpoint(1, {})
+    agent.flush(timeout=20)
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    with pytest.raises(ConfigurationError, match="SKIALITH_DATABASE_URL"):
+        open_agent(database_url=other)
+    reader = open_agent(database_url=other, writer="off")
+    with pytest.raises(ConfigurationError, match="SKIALITH_DATABASE_URL"):
+        reader.resume()
