@@ -145,21 +145,22 @@ class SkialithAgent:
         away and the log alone cannot tell.
         """
         engine = self._engine("resume")
+        deadline = self._deadline()
         if exclusive:
-            engine.wal.claim(self._agent_id, self._deadline())
+            engine.wal.claim(self._agent_id, deadline)
             if self._owner_pid == os.getpid():
                 engine.wal.release(self._agent_id)
             self._owner_pid = os.getpid()
-        state = self._read_state(engine)
+        state = self._read_state(engine, deadline)
         self._step = state.step_index
         return state
 
     def peek(self) -> AgentState:
         """The last checkpoint, read only: nothing is claimed. Raises as :meth:`resume`."""
-        return self._read_state(self._engine("peek"))
+        return self._read_state(self._engine("peek"), self._deadline())
 
-    def _read_state(self, engine: runtime.Runtime) -> AgentState:
-        record, source, database_ok = engine.newest_checkpoint(self._agent_id, self._deadline())
+    def _read_state(self, engine: runtime.Runtime, deadline: float) -> AgentState:
+        record, source, database_ok = engine.newest_checkpoint(self._agent_id, deadline)
         if record is None:
             return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
         data = _payload(record)

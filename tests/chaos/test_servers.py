@@ -16,9 +16,9 @@ from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
 from . import outside
-from .children import Options
 from .conftest import Report
 from .evidence import APPENDS
+from .script import Options
 from .world import World, rounds
 
 pytestmark = pytest.mark.chaos

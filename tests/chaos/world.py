@@ -18,7 +18,7 @@ from tests.fixtures.nats import wait_until
 
 from . import evidence, outside
 from .checker import Checker, Verdict
-from .children import BUG, Options
+from .script import BUG, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Self
