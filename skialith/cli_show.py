@@ -42,7 +42,7 @@ def show(what: Table) -> None:
         return
     with screen.capture() as capture:
         screen.print(what)
-    sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    _write("".join(f"{line.rstrip()}\n" for line in capture.get().splitlines()))
 
 
 def note(text: str) -> None:
@@ -52,7 +52,17 @@ def note(text: str) -> None:
 
 def emit(document: Any) -> None:
     """One JSON document on one line of stdout; ASCII, so that no locale breaks it."""
-    sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+    _write(json.dumps(document, allow_nan=False) + "\n")
+
+
+def _write(text: str) -> None:
+    """All of it to stdout: with PYTHONUNBUFFERED, Python drops what a pipe did not take at once."""
+    stream = sys.stdout
+    stream.flush()
+    rest = memoryview(text.encode(stream.encoding, stream.errors or "strict"))
+    while rest:
+        rest = rest[stream.buffer.write(rest) :]
+    stream.flush()
 
 
 def payload(value: Any) -> Any:

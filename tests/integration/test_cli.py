@@ -218,6 +218,9 @@ def test_a_large_and_deep_state_is_shown_whole(open_agent: OpenAgent, settings: 
     for _ in range(100):
         deep = [deep]
     open_agent(writer="off").checkpoint(step=1, data={"text": "y" * 3_000_000, "deep": deep})
+    for _ in range(5):  # unbuffered, Python gives up what a pipe did not take at once
+        said = skialith("state", "agent", "--json", *options(settings), cwd=tmp_path, PYTHONUNBUFFERED="1")
+        assert said.document["step_index"] == 1
     document = skialith("state", "agent", "--json", *options(settings), cwd=tmp_path).document
     assert len(document["data"]["text"]) == 3_000_000 and document["source"] == "wal"
     for _ in range(100):

@@ -14,6 +14,7 @@ from skialith import SkialithAgent
 from skialith.errors import FlushTimeout, WalFull, WalUnavailable
 from skialith.history import History, NothingStored
 from skialith.records import NOWHERE, Record
+from skialith.stores import open_store
 from skialith.wal.client import Wal
 from skialith.wal.source import ConsumerSource
 from skialith.wal.stream import TRACE_INGEST, WRITER
@@ -299,6 +300,10 @@ def test_a_full_log_that_was_acknowledged_but_not_trimmed_takes_records_again(
     wal.flush(5.0)
     wal.close()
     database = f"sqlite:///{tmp_path / 'skialith.db'}"
+    store = open_store(database)
+    store.migrate()
+    store.bind_wal(wal.stream.namespace, wal.stream.wal_id)
+    store.close()
     agent = SkialithAgent("a", nats_url=nats_server.url, database_url=database, directory=str(tmp_path / "d"))
 
     def room() -> bool:
