@@ -58,13 +58,14 @@ Entry = tuple[Record, bool, bool]
 class History:
     """The events of one agent, read page by page: first a bounded page of the log, then the database up to its end.
 
-    In that order a record that moves while it is read is seen at least once, and the key of a record makes it once.
+    In that order a record that moves while it is read is seen at least once, and the key of a record makes it once. ``store``
+    is asked for behind each page of the log, because the first writer of a namespace may start while it is read.
     """
 
     def __init__(
         self,
         wal: PastLog,
-        store: PastStore,
+        store: Callable[[], PastStore],
         namespace: str,
         agent_id: str,
         timeout: float,
@@ -100,7 +101,7 @@ class History:
         """Everything in (after, upper], in pages of the database; large bodies of the log are read one at a time."""
         cursor = after
         while cursor < upper:
-            rows = self._store.events(
+            rows = self._store().events(
                 self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS, max_bytes=HISTORY_PAGE_BYTES
             )
             bound = rows[-1][0].position if rows else upper
@@ -112,7 +113,7 @@ class History:
                     page.append((record, False, True))
             unstored = [r for r in heads if cursor < r.position <= bound and r.key not in seen]
             page.extend((record, False, False) for record in unstored)
-            stored = self._store.stored(self._namespace, [r.key for r in unstored]) if unstored else set()
+            stored = self._store().stored(self._namespace, [r.key for r in unstored]) if unstored else set()
             for record, is_stored, dead in sorted(page, key=lambda entry: entry[0].position):
                 if is_stored or dead:
                     yield record, is_stored, dead
@@ -146,7 +147,7 @@ class History:
     def _moved(self, record: Record) -> Entry | None:
         """The row of a record that moved to the database while its page was read; None if it stands elsewhere."""
         before = Position(record.position.time_ns, record.position.seq - 1)
-        for row, dead in self._store.events(self._namespace, self._agent_id, before, record.position, 1):
+        for row, dead in self._store().events(self._namespace, self._agent_id, before, record.position, 1):
             if row.key == record.key:
                 return row, True, dead
         return None

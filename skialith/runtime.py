@@ -183,7 +183,7 @@ class Runtime:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
     def history(self, agent_id: str) -> History:
-        return History(self.wal, self._reading(), self.config.namespace, agent_id, self.config.timeout)
+        return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
     def _reading(self) -> PastStore:
         """The database to read this log's past from: the one its writer feeds, and no other.

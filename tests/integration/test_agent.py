@@ -369,3 +369,15 @@ def test_a_second_database_does_not_take_the_rest_of_a_log(open_agent: OpenAgent
     reader = open_agent(database_url=other, writer="off")
     with pytest.raises(ConfigurationError, match="SKIALITH_DATABASE_URL"):
         reader.resume()
+
+
+def test_the_first_writer_ever_starts_while_history_is_read(open_agent: OpenAgent) -> None:
+    agent = open_agent(writer="off")
+    agent.save_events([(f"e{n}", n) for n in range(600)])
+    events = agent.history()
+    seen = [next(events).data]
+    open_agent("other")
+    agent.flush(timeout=20)
+    wait_until(lambda: agent._runtime.wal.status(5).messages == 0, 20, "everything stored and trimmed")
+    seen.extend(event.data for event in events)
+    assert seen == list(range(600))

@@ -268,7 +268,7 @@ def test_pages_of_messages_that_do_not_decode_are_passed_over(nats_url: str, ope
 
     wal.call(junk, 30.0)
     append(wal, event(wal, "a", "last"))
-    history = History(wal, NothingStored(), wal.stream.namespace, "a", 10.0)
+    history = History(wal, NothingStored, wal.stream.namespace, "a", 10.0)
     assert [record.record_id for record, _, _ in history.entries(NOWHERE)] == ["first", "last"]
 
 
@@ -321,7 +321,7 @@ def test_a_full_log_that_was_acknowledged_but_not_trimmed_takes_records_again(
 def test_history_ends_at_what_was_durable_when_it_began(nats_url: str, open_wal: OpenWal) -> None:
     wal = open_wal(nats_url, namespace=new_namespace())
     append(wal, *(event(wal, "a", f"e{n}") for n in range(300)))
-    entries = History(wal, NothingStored(), wal.stream.namespace, "a", 10.0).entries(NOWHERE)
+    entries = History(wal, NothingStored, wal.stream.namespace, "a", 10.0).entries(NOWHERE)
     found = [next(entries)[0].record_id]
     append(wal, *(event(wal, "a", f"later{n}") for n in range(600)))
     found += [record.record_id for record, _, _ in entries]
