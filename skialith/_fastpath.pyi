@@ -85,3 +85,6 @@ def scan_payload(data: bytes, max_depth: int) -> bool:
     ``ValueError`` for what is deeper, cut short, or followed by more bytes. Does not look inside text, so invalid UTF-8
     passes.
     """
+
+__pyx_capi__: dict[str, object]
+"""What other compiled modules take from here."""

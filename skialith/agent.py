@@ -23,8 +23,8 @@ from .errors import (
     SkialithError,
 )
 from .history import Entry
-from .wal.lane import Ticket
 from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
+from .wal.lane import Ticket
 
 _MAX_STEP = 2**63 - 1
 

@@ -1,9 +1,12 @@
 """One TCP connection as the wire uses it."""
 
+from cython cimport final
+
 cdef struct Buffer:
     char* data
     Py_ssize_t start, end, capacity
 
+@final
 cdef class Link:
     cdef readonly long long epoch
     cdef readonly bint broken

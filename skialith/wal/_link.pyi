@@ -1,7 +1,9 @@
 """One TCP connection in C: frames go out whole from any thread, bytes come in for whoever waits."""
 
 from collections.abc import Callable
+from typing import final
 
+@final
 class Link:
     """One connection to a server, with what waits to be sent and what was received of an unfinished frame.
 
@@ -26,3 +28,6 @@ class Link:
 
     def end(self) -> None:
         """Shut the connection down. The descriptor is closed when no thread uses it any more."""
+
+__pyx_capi__: dict[str, object]
+"""What other compiled modules take from here."""

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False
+# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False, auto_pickle=False
 """One TCP connection in C: frames go out whole from any thread, bytes come in for whoever waits.
 
 The GIL is the lock of everything here. It is let go of only around a system call that may take long, and then a flag
@@ -7,6 +7,7 @@ whoever is sending takes them along. Nothing between queueing a frame and handin
 no exception can tear one.
 """
 
+from cython cimport final
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
@@ -84,13 +85,16 @@ cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL:
     return buffer.data + buffer.end
 
 
+@final
 cdef class Link:
-    def __cinit__(self, long long epoch, int fd, object pass_on=None):
+    def __cinit__(self):
+        self._fd = self._poll = -1
+
+    def __init__(self, long long epoch, int fd, object pass_on=None):
         cdef epoll_event event
         self.epoch = epoch
         self.last_received = monotonic()
         self._fd = fd
-        self._poll = -1
         self._pass_on = pass_on
         if fd >= 0:
             self._poll = epoll_create1(EPOLL_CLOEXEC)

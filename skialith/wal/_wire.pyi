@@ -6,7 +6,9 @@ handles all whole frames: it settles waiting appends, collects deliveries, and l
 
 from collections.abc import Callable, Sequence
 from threading import Event
-from typing import Any
+from typing import Any, final
+
+from typing_extensions import disjoint_base
 
 from ..records import Message, Record
 from ._link import Link
@@ -14,6 +16,7 @@ from ._link import Link
 class Unsettled(Exception):
     """A message was sent and no answer to it came: it may or may not be written."""
 
+@final
 class Reply:
     """One message on the inbox. ``headers``: None without any; a status line is ``Status`` and ``Description``."""
 
@@ -21,6 +24,7 @@ class Reply:
     @property
     def headers(self) -> dict[str, str] | None: ...
 
+@final
 class Turn:
     """One thing in flight: taken by a thread that tries or by a callback that waits, and what its holder may write.
 
@@ -42,6 +46,7 @@ class Turn:
     def permit(self, fence: bytes | None, epoch: int) -> None:
         """Let appends be made directly with the header lines ``fence``, on connection ``epoch`` (0: any); None: not at all."""
 
+@final
 class Tally:
     """What a process appended: highest sequence, and bytes since the stream's size was last read."""
 
@@ -49,6 +54,7 @@ class Tally:
     appended_bytes: int
     def note(self, seq: int, size: int) -> None: ...
 
+@final
 class Window:
     """A run of messages in flight, each with an answer of its own."""
 
@@ -58,11 +64,12 @@ class Window:
     def answers(self) -> list[tuple[int, bool] | bytes | None]:
         """In order: sequence and duplicate; the body of another answer (empty: no responders); None without an answer."""
 
+@final
 class Deliveries:
     """What one consumer delivered on the current connection and nobody took yet.
 
-    ``pulls``: open pull requests; ``expected``: messages that they may still bring. ``size``: bytes of what waits. ``arrived`` is set
-    when messages or a status came. ``status``: the last status of a request, ``(code, description)``; taken with it.
+    ``pulls``: open pull requests; ``expected``: messages that they may still bring. ``size``: bytes of what waits.
+    ``arrived`` is set when messages or a status came.
     """
 
     arrived: Event
@@ -78,8 +85,10 @@ class Deliveries:
     def release(self) -> list[Message]:
         """All of them."""
 
-    def take_status(self) -> tuple[str, str] | None: ...
+    def take_status(self) -> tuple[str, str] | None:
+        """Code and description of the last pull request that ended early, once."""
 
+@disjoint_base
 class Wire:
     """See the module. ``call_soon``: runs a callback on the loop, from any thread."""
 
@@ -156,6 +165,9 @@ class Wire:
         no open connection, the server refused it). Raises ``Unsettled``, and what a signal's handler raises; the
         turn is then without permission and suspect, if it is fenced.
         """
+
+    def post(self, link: Link, token: int, subject: str, fence: bytes, record: Record) -> int:
+        """Write a record to the socket, for :meth:`append`; its size, or 0 if it is too large for one message of this server."""
 
     def pipeline(
         self, messages: list[tuple[str, bytes, bytes]], fence: bytes, callback: Callable[[None], object]

@@ -1,10 +1,11 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False
+# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False, auto_pickle=False
 """The NATS byte stream in C: appends and their PubAcks, replies to whoever waits, deliveries to consumers, the rest to nats-py.
 
 Signatures and contracts stand in ``_wire.pyi``. The protocol is https://docs.nats.io/reference/reference-protocols/nats-protocol.
 The GIL is the lock, as in ``_link.pyx``.
 """
 
+from cython cimport final
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint64_t
@@ -63,6 +64,7 @@ class Unsettled(Exception):
 # ---- values
 
 
+@final
 cdef class Reply:
     cdef readonly bytes data
     cdef bytes _head
@@ -85,6 +87,7 @@ cdef class Reply:
         return headers
 
 
+@final
 cdef class Tally:
     cdef readonly uint64_t last_seq
     cdef public long long appended_bytes
@@ -94,6 +97,7 @@ cdef class Tally:
         self.appended_bytes += size
 
 
+@final
 cdef class Turn:
     cdef readonly bint taken
     cdef public bint suspect
@@ -135,7 +139,8 @@ cdef class Turn:
         self._epoch = epoch
 
 
-cdef class Waiter:
+@final
+cdef class _Waiter:
     """One thread that waits for one PubAck."""
 
     cdef int state
@@ -153,6 +158,7 @@ cdef class Waiter:
             PyThread_release_lock(self.lock)
 
 
+@final
 cdef class Window:
     cdef readonly bint lost
     cdef uint64_t _first
@@ -190,7 +196,8 @@ cdef class Window:
         return found
 
 
-cdef class Pull:
+@final
+cdef class _Pull:
     """One pull request: how many messages it may still bring."""
 
     cdef Deliveries deliveries
@@ -198,6 +205,7 @@ cdef class Pull:
     cdef uint64_t token
 
 
+@final
 cdef class Deliveries:
     cdef readonly object arrived
     cdef readonly Py_ssize_t expected, size
@@ -364,14 +372,14 @@ cdef class Wire:
         self.is_open = False
         waiting, self._waiting = self._waiting, {}
         for item in waiting.values():
-            if type(item) is Waiter:
-                (<Waiter> item).settle(LOST)
+            if type(item) is _Waiter:
+                (<_Waiter> item).settle(LOST)
             elif type(item) is Window:
                 window = <Window> item
                 if not window.lost:
                     window.lost = True
                     self._ready.append((window._callback, None))
-            elif type(item) is not Pull:
+            elif type(item) is not _Pull:
                 self._ready.append((item, None))
         for deliveries in self._consumers.values():
             (<Deliveries> deliveries)._end()
@@ -504,17 +512,17 @@ cdef class Wire:
         item = self._waiting.get(token)
         if item is None:
             return 0
-        if type(item) is Waiter or type(item) is Window:
+        if type(item) is _Waiter or type(item) is Window:
             del self._waiting[token]
             acked = line.head == 0 and read_puback(body, line.total, &ack)
-            if type(item) is Waiter:
-                (<Waiter> item).seq = ack.seq if acked else 0
-                (<Waiter> item).duplicate = acked and ack.duplicate
-                (<Waiter> item).settle(ACKED if acked else REFUSED)
+            if type(item) is _Waiter:
+                (<_Waiter> item).seq = ack.seq if acked else 0
+                (<_Waiter> item).duplicate = acked and ack.duplicate
+                (<_Waiter> item).settle(ACKED if acked else REFUSED)
             else:
                 self._answer(<Window> item, token, &ack if acked else NULL, body + line.head, line.total - line.head)
-        elif type(item) is Pull:
-            self._status(<Pull> item, _reply_of(line, body))
+        elif type(item) is _Pull:
+            self._status(<_Pull> item, _reply_of(line, body))
         else:
             self._ready.append((item, _reply_of(line, body)))
         return 0
@@ -533,7 +541,7 @@ cdef class Wire:
             self._ready.append((window._callback, None))
         return 0
 
-    cdef int _status(self, Pull pull, Reply reply) except -1:
+    cdef int _status(self, _Pull pull, Reply reply) except -1:
         """A status ends a pull request; without one it is a notice (the consumer's heartbeat) that ends nothing."""
         cdef Deliveries deliveries = pull.deliveries
         headers = reply.headers or {}
@@ -551,7 +559,7 @@ cdef class Wire:
     cdef bint _delivery(self, Link link, Line* line, const char* body) except -1:
         cdef AckSubject ack
         cdef Deliveries deliveries
-        cdef Pull pull
+        cdef _Pull pull
         if not read_ack_subject(line.reply, line.reply_size, &ack):
             return False
         deliveries = self._consumers.get(ack.consumer[:ack.consumer_size])
@@ -634,14 +642,14 @@ cdef class Wire:
 
     def append(self, Turn turn not None, Tally tally not None, str subject not None, record not None, double deadline):
         cdef Link link = self._link
-        cdef Waiter waiter
+        cdef _Waiter waiter
         cdef uint64_t token
         cdef Py_ssize_t size = 0
         if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
         if not self.is_open or link is None or link.broken:
             return None
-        waiter = Waiter.__new__(Waiter)
+        waiter = _Waiter.__new__(_Waiter)
         token = self._register(waiter)
         turn.taken = True
         self.appending += 1
@@ -726,7 +734,7 @@ cdef class Wire:
         memcpy(p, b"\r\n", 2)
         return p + 2
 
-    cdef int _wait(self, Link link, Waiter waiter, double deadline) except -1:
+    cdef int _wait(self, Link link, _Waiter waiter, double deadline) except -1:
         """Until the waiter is settled, or the deadline; the calling thread reads the socket itself if nobody else does."""
         cdef double left
         cdef long long slice_us
@@ -750,7 +758,7 @@ cdef class Wire:
                 PyErr_CheckSignals()
         return 0
 
-    cdef int _read(self, Link link, Waiter waiter, double deadline) except -1:
+    cdef int _read(self, Link link, _Waiter waiter, double deadline) except -1:
         cdef double left
         link.listen(True)
         try:
@@ -809,10 +817,10 @@ cdef class Wire:
         return found
 
     def pull(self, Deliveries deliveries not None, str subject not None, bytes request not None, Py_ssize_t batch):
-        cdef Pull pull
+        cdef _Pull pull
         if not self.is_open:
             return False
-        pull = Pull.__new__(Pull)
+        pull = _Pull.__new__(_Pull)
         pull.deliveries = deliveries
         pull.left = batch
         pull.token = self._register(pull)
@@ -823,7 +831,7 @@ cdef class Wire:
 
     def forget_pulls(self, Deliveries deliveries not None):
         for pull in deliveries._pulls:
-            self._waiting.pop((<Pull> pull).token, None)
+            self._waiting.pop((<_Pull> pull).token, None)
         deliveries._pulls.clear()
         deliveries.expected = 0
 

@@ -147,7 +147,6 @@ class Wal:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
         return self.log.wait(ticket)
 
-
     def claim(self, agent_id: str, deadline: float) -> None:
         self._call(lambda: self.log.claim(agent_id, deadline), deadline)
 

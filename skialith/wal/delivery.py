@@ -109,7 +109,9 @@ class Delivery:
                 continue
             outcome: Outcome = "unknown" if entry.unknown else "not_written"
             fate = "it may or may not be written, " if entry.unknown else "it was not written, "
-            text = f"agent {lane.agent_id!r}: no PubAck before the deadline ({cause}); {fate}call again with the same id"
+            text = (
+                f"agent {lane.agent_id!r}: no PubAck before the deadline ({cause}); {fate}call again with the same id"
+            )
             self.fail(lane, entry, WalUnavailable(text, outcome=outcome))
         return live
 

@@ -55,7 +55,9 @@ def letter_entry(letter: DeadLetter, ticket: Ticket, deadline: float, subjects: 
     chunks = _chunks(record.body or b"", max_payload) if record is not None and record.manifest is not None else []
     subject = subjects.dead_letter(letter_kind(record), agent_id)
     chunk_subject = subjects.dead_chunk(agent_id) if chunks else ""
-    return Entry(subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket, deadline)
+    return Entry(
+        subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket, deadline
+    )
 
 
 def _chunks(body: bytes, max_payload: int) -> list[bytes]:

@@ -98,4 +98,3 @@ async def _given(turn: Turn) -> None:
         if not turn.withdraw(give) and not mine.cancelled():
             turn.give()
         raise
-

@@ -102,12 +102,10 @@ class Log:
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
         try:
-            acks: list[Ack] = ticket.future.result(max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
-            return acks
+            return self._acks(ticket, max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
         except FutureTimeout as error:
             if not ticket.future.cancel() and not ticket.future.cancelled():
-                acks = ticket.future.result()
-                return acks
+                return self._acks(ticket, 0.0)
             raise WalUnavailable(
                 f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
                 "written, call again with the same id",
@@ -116,6 +114,11 @@ class Log:
         except BaseException:
             ticket.future.cancel()
             raise
+
+    @staticmethod
+    def _acks(ticket: Ticket, timeout: float) -> list[Ack]:
+        acks: list[Ack] = ticket.future.result(timeout)
+        return acks
 
     def drained(self, deadline: float) -> bool:
         """Wait until every call has its PubAck or its error; False at the deadline."""

@@ -82,7 +82,9 @@ class ConsumerSource:
         if taken:
             self._ask()
         elif not self._wire.is_open:
-            raise WalUnavailable(f"the log cannot be reached: {self._connection.last_error or 'the connection is lost'}")
+            raise WalUnavailable(
+                f"the log cannot be reached: {self._connection.last_error or 'the connection is lost'}"
+            )
         return taken
 
     def _ask(self) -> None:

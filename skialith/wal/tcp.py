@@ -191,5 +191,3 @@ async def close_client(client: Any) -> None:
         closing.cancel()
     elif not closing.cancelled():
         closing.exception()
-
-
