@@ -634,7 +634,8 @@ cdef class Wire:
     def leave(self, Py_ssize_t records, Py_ssize_t size):
         self.queued -= records
         self._queued_bytes -= size
-        if self._full:
+        # Not at the first that leaves: whoever waits would wake up for each one, and fill the place again.
+        if self._full and self.queued <= self._most_records // 2 and self._queued_bytes <= self._most_bytes // 2:
             self._full = False
             self.room.set()
 

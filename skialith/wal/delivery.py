@@ -171,10 +171,9 @@ class Delivery:
         stored = [isinstance(answer, tuple) for answer in answers]
         first = stored.index(False) if not all(stored) else len(group)
         passed = any(stored[first:])
+        self._note(lane, group, [answer[0] for answer in answers if isinstance(answer, tuple)])
         for entry, answer in zip(group, answers, strict=True):
-            if isinstance(answer, tuple):
-                self._note(lane, entry, answer[0])
-            elif answer is None:
+            if answer is None:
                 entry.unknown = True
         for entry, answer in zip(group, answers, strict=True):
             if entry.done:
@@ -232,8 +231,8 @@ class Delivery:
         last, duplicate, _, code, status, _, _ = _fastpath.parse_puback(reply.data)
         if code == 0 and status == 0:
             first = last - (len(group) - 1) - len(group[0].chunks)
+            self._note(lane, group, [last])
             for number, entry in enumerate(group):
-                self._note(lane, entry, first + number)
                 self._acknowledge(lane, entry, Ack(first + number, duplicate))
             return True
         if code != _DUPLICATE_IN_BATCH:
@@ -245,7 +244,7 @@ class Delivery:
         entry.unknown = True
         burial = lane.agent_id == BURIAL_LANE
         seq = 0 if burial else await self._reader.find(entry.subject, entry.key, deadline)
-        self._note(lane, entry, seq)
+        self._note(lane, group, [seq])
         self._acknowledge(lane, entry, Ack(seq, True))
         return True
 
@@ -275,22 +274,22 @@ class Delivery:
 
     # ---- ends
 
-    def _note(self, lane: Lane, entry: Entry, seq: int) -> None:
-        if lane.agent_id != BURIAL_LANE:
-            self._stream.tally.note(seq, entry.size)
+    def _note(self, lane: Lane, group: list[Entry], seqs: list[int]) -> None:
+        if seqs and lane.agent_id != BURIAL_LANE:
+            self._stream.tally.note(max(seqs), sum(entry.size for entry in group))
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
         self._leave(lane, entry)
         ticket = entry.ticket
-        if ticket.future.done():
-            return  # Its caller gave up.
+        if ticket.failed:
+            return
         ticket.acks.append(ack)
         if len(ticket.acks) == ticket.count:
-            with contextlib.suppress(InvalidStateError):  # Its caller gave up just now.
+            with contextlib.suppress(InvalidStateError):  # Its caller gave up.
                 ticket.future.set_result(ack if ticket.single else ticket.acks)
 
     def _leave(self, lane: Lane, entry: Entry) -> None:
-        if lane.queue and lane.queue[0] is entry:
+        if lane.queue[0] is entry:
             lane.queue.popleft()
         else:
             lane.queue.remove(entry)
@@ -331,6 +330,7 @@ def full(name: str, max_bytes: int, detail: str = "") -> WalFull:
 
 
 def fail_future(ticket: Ticket, error: SkialithError) -> None:
+    ticket.failed = True
     with contextlib.suppress(InvalidStateError):  # Its caller gave up.
         ticket.future.set_exception(error)
 

@@ -46,6 +46,7 @@ class Ticket:
     count: int
     deadline: float = 0.0
     single: bool = False
+    failed: bool = False
     future: Future[Any] = field(default_factory=Future)
     acks: list[Ack] = field(default_factory=list)
 

@@ -25,6 +25,8 @@ from .transport import Connection
 _GRACE_SECONDS = 5.0
 """How long after its deadline a call waits for the loop to say what became of it."""
 _LOOK_AGAIN_SECONDS = 0.002
+_ROOM_SECONDS = 0.05
+"""How long a call waits at once for room, before it looks whether there is enough for it."""
 
 
 class Log:
@@ -97,7 +99,7 @@ class Log:
                     "for PubAcks and none came before the deadline; call again later",
                     outcome="unknown" if unknown else "not_written",
                 )
-            self._connection.wire.room.wait(min(left, _LOOK_AGAIN_SECONDS))
+            self._connection.wire.room.wait(min(left, _ROOM_SECONDS))
 
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
