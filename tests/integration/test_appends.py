@@ -14,6 +14,7 @@ from skialith.records import Ack
 from skialith.wal import transport
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import NatsServer, wait_until
+from tests.fixtures.wal import OpenWal, append, event, soon
 
 
 def seqs(futures: list[Future[Ack]]) -> list[int]:
@@ -100,22 +101,20 @@ def test_a_full_window_blocks_the_caller_and_never_grows(
 
 
 def test_a_full_window_gives_up_at_the_deadline(
-    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    nats_server: NatsServer, open_wal: OpenWal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "MAX_QUEUED_RECORDS", 5)
-    settings["nats_url"] = nats_server.url
-    agent = open_agent("a", writer="off", timeout=1.0)
-    agent.save_event("first", {})
+    wal = open_wal(nats_server.url)
+    append(wal, event(wal, "a", "first"))
     nats_server.pause()
     try:
-        for n in range(5):
-            agent.save_event_nowait(f"e{n}", {})
-        with pytest.raises(WalUnavailable, match="wait") as caught:
-            while True:  # until the first ones gave up, in which case there is room again
-                agent.save_event_nowait("one more", {})
+        tickets = [wal.append("a", [event(wal, "a", f"e{n}")], soon(10)) for n in range(5)]
+        with pytest.raises(WalUnavailable, match="wait for PubAcks") as caught:
+            wal.append("a", [event(wal, "a", "one more")], soon(0.3))
         assert caught.value.outcome == "not_written"
     finally:
         nats_server.resume()
+    assert [len(wal.wait(ticket)) for ticket in tickets] == [1] * 5
 
 
 def test_whoever_was_taken_over_is_fenced_with_records_in_flight(
