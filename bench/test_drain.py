@@ -12,7 +12,7 @@ from skialith import SkialithAgent
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
-from .conftest import Row
+from .report import NO_SYNC, Report, rate
 
 RECORDS = 20_000
 QUESTION = f"Draining {RECORDS} events of 200 bytes that wait in the log (records/s until the last commit)"
@@ -20,7 +20,7 @@ QUESTION = f"Draining {RECORDS} events of 200 bytes that wait in the log (record
 
 @pytest.mark.parametrize("kind", ["sqlite", "mariadb"])
 def test_drain(
-    benchmark: BenchmarkFixture, kind: str, nats: NatsServer, mariadb: MariaDB, tmp_path: Path, table: list[Row]
+    benchmark: BenchmarkFixture, kind: str, nats: NatsServer, mariadb: MariaDB, tmp_path: Path, report: Report
 ) -> None:
     url = f"sqlite:///{tmp_path / 'drain.db'}" if kind == "sqlite" else mariadb.url("drain")
     settings = {"nats_url": nats.url, "database_url": url, "namespace": f"drain-{kind}", "wal_bytes": 2**30}
@@ -37,10 +37,10 @@ def test_drain(
     seconds = benchmark.pedantic(drain, rounds=1, iterations=1)
     filler.close()
     synced = "MariaDB defaults (redo log synced)" if kind == "mariadb" else "SQLite WAL, synchronous=NORMAL"
-    table.append(Row(QUESTION, f"writer and trace_ingest into {kind}", f"{RECORDS / seconds:9.0f} records/s", synced))
+    report.figure(QUESTION, f"writer and trace_ingest into {kind}", rate(RECORDS / seconds), synced)
 
 
-def test_batch_append(benchmark: BenchmarkFixture, nats: NatsServer, table: list[Row]) -> None:
+def test_batch_append(benchmark: BenchmarkFixture, nats: NatsServer, report: Report) -> None:
     agent = SkialithAgent("batch", nats_url=nats.url, namespace="batch", writer="off", wal_bytes=2**30)
     agent.resume()
     body = {"kind": "thought", "text": "x" * 180}
@@ -54,4 +54,4 @@ def test_batch_append(benchmark: BenchmarkFixture, nats: NatsServer, table: list
     seconds = benchmark.pedantic(append, rounds=1, iterations=1)
     agent.close()
     question = f"Appending {RECORDS} events of 200 bytes with one save_events, fenced (records/s until the last PubAck)"
-    table.append(Row(question, "save_events", f"{RECORDS / seconds:9.0f} records/s", "process crash (no sync)"))
+    report.figure(question, "save_events", rate(RECORDS / seconds), NO_SYNC)
