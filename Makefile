@@ -37,7 +37,7 @@ chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (def
 
 bench: .venv/.ready-dev  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
 	@mkdir -p .benchmarks
-	@$(PYTEST) bench --benchmark-json=.benchmarks/bench.json
+	@$(PYTEST) bench --benchmark-json=.benchmarks/bench.json --chart=.benchmarks/bench.svg
 
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"

@@ -1,4 +1,4 @@
-"""Servers for the benches, and the report at the end: tables on the terminal, JSON, and the chart beside the JSON."""
+"""Servers for the benches, and the report at the end: tables, the chart, and the same figures in pytest-benchmark's JSON."""
 
 from __future__ import annotations
 
@@ -113,6 +113,10 @@ def _note_mariadb(name: str, server: MariaDB) -> None:
 # ---- the run
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chart", type=Path, help="draw the distributions of latency into this SVG file")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.timeout(600))
@@ -155,8 +159,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("Skialith bench")
     terminalreporter.write(_report.text() + "\n")
-    json_file = config.getoption("benchmark_json")
-    if json_file is not None and _report.curves:
-        chart = Path(json_file.name).with_suffix(".svg")
+    chart = config.getoption("chart")
+    if chart is not None and _report.curves:
         draw(_report.curves, chart)
-        terminalreporter.write_line(f"\nJSON: {json_file.name}   chart: {chart}")
+        terminalreporter.write_line(f"\nchart: {chart}")

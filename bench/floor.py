@@ -6,8 +6,12 @@ import json
 import os
 import secrets
 import socket
-import threading
 from urllib.parse import urlsplit
+
+CHUNK = 256
+"""Messages of one write when pipelining."""
+WINDOW = 4096
+"""Messages in flight when pipelining; over 10,000 the server begins to refuse."""
 
 
 class RawPublisher:
@@ -78,21 +82,23 @@ class RawPublisher:
         name = b"Nats-Expected-Last-Subject-Sequence"
         return b"%b:%d\r\n%b-Subject:%b\r\n" % (name, seq, name, subject.encode())
 
-    def append_pipelined(self, body: bytes, count: int) -> None:
-        """Publish ``count`` messages as fast as the server takes them, a thread reading the PubAcks."""
-        reader = threading.Thread(target=self._count_acks, args=(count,))
-        reader.start()
-        for first in range(0, count, 256):
-            frames = [self._frame(body, b"") for _ in range(min(256, count - first))]
-            self._socket.sendall(b"".join(frames))
-        reader.join()
+    def chunks(self, body: bytes, count: int) -> list[bytes]:
+        """``count`` messages, ready to be sent."""
+        frames = [self._frame(body, b"") for _ in range(count)]
+        return [b"".join(frames[first : first + CHUNK]) for first in range(0, count, CHUNK)]
 
-    def _count_acks(self, count: int) -> None:
-        seen, rest = 0, b""
-        while seen < count:
-            received = rest + self._socket.recv(1 << 20)
-            seen += received.count(b'"seq":')
-            rest = received[-5:] if not received.endswith(b"\r\n") else b""
+    def append_chunks(self, chunks: list[bytes]) -> None:
+        """Send what :meth:`chunks` made as fast as the server takes it, until the last PubAck."""
+        sent = acked = 0
+        rest = b""
+        for chunk in [*chunks, b""]:
+            sent += chunk.count(b"HPUB ")
+            self._socket.sendall(chunk)
+            while sent - acked > (WINDOW if chunk else 0):
+                received = rest + self._socket.recv(1 << 20)
+                assert b'"error"' not in received, received
+                acked += received.count(b'"seq":')
+                rest = received[-5:]
 
     def _frame(self, body: bytes, headers: bytes) -> bytes:
         block = b"NATS/1.0\r\nNats-Msg-Id:%b\r\n%b\r\n" % (os.urandom(16).hex().encode(), headers)

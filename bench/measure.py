@@ -12,6 +12,8 @@ Call = Callable[[], object]
 
 ROUNDS = 5
 """Rounds of every measurement; each holds all its sides, so that a noisy minute hits all of them."""
+FEW_ROUNDS = 3
+"""Rounds of measurements that take seconds each."""
 SCALE = float(os.environ.get("SKIALITH_BENCH_SCALE", "1"))
 """Share of the calls and records; the rounds stay."""
 BLOCK = 100
@@ -79,3 +81,8 @@ def collect(into: dict[str, Samples], taken: Mapping[str, list[float]]) -> None:
     """Add one round of several sides."""
     for name, seconds in taken.items():
         into.setdefault(name, Samples()).add(seconds)
+
+
+def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
+    """Median over the rounds of one figure divided by the other of the same round."""
+    return statistics.median(a / b for a, b in zip(these, those, strict=True))
