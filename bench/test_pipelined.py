@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from skialith import SkialithAgent
 from tests.fixtures.nats import NatsServer
 
 from .child import Child
@@ -29,8 +30,6 @@ _numbers = itertools.count()
 
 def one_round(url: str, records: int) -> dict[str, float]:
     """Records per second of each side. Runs in the child."""
-    from skialith import SkialithAgent
-
     with ExitStack() as stack:
         raw = RawPublisher(url, f"PIPELINED_{next(_numbers)}")
         stack.callback(raw.close)

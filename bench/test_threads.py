@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from skialith import SkialithAgent
 from tests.fixtures.nats import NatsServer
 
 from .child import Child
@@ -41,8 +42,6 @@ CROWDS = [Crowd(count, shared) for count in THREADS for shared in (False, True) 
 
 def one_round(url: str, calls: int) -> dict[Crowd, tuple[float, list[float]]]:
     """Records per second and the seconds of each call, for each crowd. Runs in the child."""
-    from skialith import SkialithAgent
-
     with ExitStack() as stack:
         settings = {"nats_url": url, "namespace": "threads", "writer": "off", "wal_bytes": 2**30}
         agents = [stack.enter_context(SkialithAgent(f"agent-{n}", **settings)) for n in range(max(THREADS))]
@@ -59,12 +58,12 @@ def one_round(url: str, calls: int) -> dict[Crowd, tuple[float, list[float]]]:
 _numbers = itertools.count()
 
 
-def _run(agents: list[object], calls: int) -> tuple[float, list[float]]:
+def _run(agents: list[SkialithAgent], calls: int) -> tuple[float, list[float]]:
     taken: list[list[float]] = []
     start = threading.Barrier(len(agents) + 1)
 
-    def work(agent: object) -> None:
-        save = agent.save_event  # type: ignore[attr-defined]
+    def work(agent: SkialithAgent) -> None:
+        save = agent.save_event
         prefix = f"{next(_numbers)}-{time.time_ns()}"
         ids = itertools.count()
         start.wait()
