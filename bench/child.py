@@ -29,13 +29,16 @@ class Child:
         """The function's result or exception."""
         return self._pool.submit(function, *args).result(CALL_SECONDS)
 
+    def close(self) -> None:
+        self._pool.shutdown()
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown()
+        self.close()
 
 
 def _choose(loop: Loop) -> None:
