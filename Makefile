@@ -36,8 +36,9 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
 
-bench: .venv/.ready-dev  ## measure latencies beside the raw socket and the plain INSERT, and the drain into both databases
-	@$(PYTEST) bench
+bench: .venv/.ready-dev  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
+	@mkdir -p .benchmarks
+	@$(PYTEST) bench --benchmark-json=.benchmarks/bench.json --chart=.benchmarks/bench.svg
 
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"

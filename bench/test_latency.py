@@ -1,105 +1,147 @@
 """Question: what does an acknowledged event cost beside the network floor and beside the INSERT it replaces?
 
-All ways take turns, record by record, in one run on one machine. The floor is a blocking socket: HPUB, read the PubAck. The
-peer is an autocommitted mysqlclient INSERT of the same row. Every way gets the same 200-byte payload.
+The sides of one event loop share a process of their own and take turns in short blocks; the processes of the two loops take
+turns round by round. Each process measures the floor too, so that every ratio is of figures from the same minute and process.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass
 
-import MySQLdb
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from skialith import SkialithAgent
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
-from .conftest import Row, percentiles
-from .floor import RawPublisher
+from . import sides
+from .child import LOOPS, Child, Loop
+from .conftest import database
+from .measure import ROUNDS, Call, Samples, collect, scaled, take_turns
+from .report import BINLOG_SYNCED, NO_SYNC, REDO_SYNCED, SYNC_ALWAYS, Report
+from .sides import Database
 
-ROUNDS = 3000
-WARM_UP = 300
-QUESTION = f"One acknowledged event of 200 bytes, {ROUNDS} of each, interleaved (us)"
+CALLS = scaled(1000)
+QUESTION = f"One acknowledged event of 200 bytes ({ROUNDS} rounds of {CALLS} calls of each)"
+
+FLOOR = "raw socket, HPUB and PubAck: the floor"
+FENCED_FLOOR = "raw socket, with a lease's headers"
+SAVE = "save_event"
+UNFENCED = "save_event, never resumed"
+BRIDGE = "run_coroutine_threadsafe(js.publish())"
+INSERT = "INSERT, MariaDB defaults, same host"
+BINLOG = "INSERT, binlog, sync_binlog=1, same host"
+HOP = "INSERT, through a proxy adding 0.5 ms"
+SYNCED_FLOOR = "raw socket, sync_interval: always"
+SYNCED_SAVE = "save_event, sync_interval: always"
+
+ORDER = (FLOOR, FENCED_FLOOR, SAVE, UNFENCED, BRIDGE, INSERT, BINLOG, HOP, SYNCED_FLOOR, SYNCED_SAVE)
+SURVIVES = {
+    INSERT: REDO_SYNCED,
+    BINLOG: BINLOG_SYNCED,
+    HOP: REDO_SYNCED,
+    SYNCED_FLOOR: SYNC_ALWAYS,
+    SYNCED_SAVE: SYNC_ALWAYS,
+}
 
 
-def _inserter(url: str) -> tuple[Any, Callable[[bytes], None]]:
-    from urllib.parse import parse_qs, unquote, urlsplit
+@dataclass(frozen=True)
+class Servers:
+    """Where everything listens."""
 
-    parts = urlsplit(url)
-    options = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    connection = MySQLdb.connect(
-        host=parts.hostname or "127.0.0.1",
-        port=parts.port or 3306,
-        user=unquote(parts.username or "root"),
-        password=unquote(parts.password or ""),
-        database=parts.path.lstrip("/"),
-        **{name: value for name, value in options.items() if name == "unix_socket"},
-    )
-    connection.autocommit(True)
-    cursor = connection.cursor()
-    cursor.execute(
-        "CREATE TABLE bench_insert (id BINARY(16) PRIMARY KEY, agent VARBINARY(64), body BLOB) ENGINE=InnoDB"
-    )
+    nats: str
+    synced_nats: str
+    mariadb: Database
+    binlog: Database
+    distant: Database
 
-    def insert(body: bytes) -> None:
-        cursor.execute("INSERT INTO bench_insert VALUES (%s, %s, %s)", (os.urandom(16), b"agent", body))
 
-    return connection, insert
+# ---- in the child
+
+_stack = ExitStack()
+_sides: dict[str, Call] = {}
+
+
+def open_sides(loop: Loop, servers: Servers) -> None:
+    """Open what this process measures; what has no event loop is measured beside uvloop only."""
+    ways = {
+        FLOOR: sides.floor(servers.nats),
+        SAVE: sides.save_event(servers.nats),
+        BRIDGE: sides.bridge(servers.nats),
+    }
+    if loop == "uvloop":
+        ways |= {
+            FENCED_FLOOR: sides.floor(servers.nats, fenced=True),
+            UNFENCED: sides.save_event(servers.nats, fenced=False),
+            INSERT: sides.insert(servers.mariadb),
+            BINLOG: sides.insert(servers.binlog),
+            HOP: sides.insert(servers.distant),
+            SYNCED_FLOOR: sides.floor(servers.synced_nats),
+            SYNCED_SAVE: sides.save_event(servers.synced_nats),
+        }
+    for name, way in ways.items():
+        _sides[name] = _stack.enter_context(way)
+    take_turns(_sides, 200)
+
+
+def one_round(calls: int) -> dict[str, list[float]]:
+    """Seconds of ``calls`` calls of each side."""
+    return take_turns(_sides, calls)
+
+
+def close_sides() -> None:
+    _stack.close()
+
+
+# ---- in the bench
 
 
 def test_latency(
-    benchmark: BenchmarkFixture, nats: NatsServer, mariadb: MariaDB, tmp_path: Path, table: list[Row]
+    benchmark: BenchmarkFixture,
+    nats: NatsServer,
+    synced_nats: NatsServer,
+    mariadb: MariaDB,
+    binlog_mariadb: MariaDB,
+    distant_mariadb: Database,
+    report: Report,
 ) -> None:
-    text = secrets.token_hex(90)
-    payload = {"kind": "thought", "text": text}
-    raw = RawPublisher(nats.url)
-    raw.request(
-        "$JS.API.STREAM.CREATE.FLOOR",
-        b'{"name":"FLOOR","subjects":["floor.>"],"storage":"file","discard":"new","max_bytes":1000000000}',
-    )
-    connection, insert = _inserter(mariadb.url("bench"))
-    database_url = f"sqlite:///{tmp_path / 'bench.db'}"
-    agent = SkialithAgent("bench", nats_url=nats.url, database_url=database_url, namespace="latency", wal_bytes=2**30)
-    quiet = SkialithAgent("quiet", nats_url=nats.url, namespace="quiet", writer="off", wal_bytes=2**30)
-    for each in (agent, quiet):
-        each.resume()
-    numbers = iter(range(10**9))
-    body = b"x" * 200
-    ways: dict[str, tuple[Callable[[], object], str]] = {
-        "raw socket (floor)": (lambda: raw.append("floor.a", os.urandom(16), body), "process crash (no sync)"),
-        "save_event, fenced, writer elsewhere": (
-            lambda: quiet.save_event(f"e{next(numbers)}", payload),
-            "process crash (no sync)",
-        ),
-        "save_event, fenced, writer in process": (
-            lambda: agent.save_event(f"e{next(numbers)}", payload),
-            "process crash (no sync)",
-        ),
-        "mysqlclient INSERT, autocommit": (lambda: insert(body), "power loss (MariaDB defaults, redo log synced)"),
-    }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
+    servers = Servers(nats.url, synced_nats.url, database(mariadb), database(binlog_mariadb), distant_mariadb)
+    measured: dict[Loop, dict[str, Samples]] = {loop: {} for loop in LOOPS}
+    with ExitStack() as stack:
+        children = {loop: stack.enter_context(Child(loop)) for loop in LOOPS}
+        for loop, child in children.items():
+            child.run(open_sides, loop, servers)
 
-    def rounds() -> None:
-        for n in range(ROUNDS + WARM_UP):
-            for name, (call, _) in ways.items():
-                began = time.perf_counter()
-                call()
-                if n >= WARM_UP:
-                    taken[name].append(time.perf_counter() - began)
+        def take_round() -> None:
+            for loop, child in children.items():
+                collect(measured[loop], child.run(one_round, CALLS))
 
-    benchmark.pedantic(rounds, rounds=1, iterations=1)
-    floor = percentiles(taken["raw socket (floor)"])[0]
-    for name, (_, durability) in ways.items():
-        p50, p95, p99 = percentiles(taken[name])
-        figures = f"p50 {p50:7.0f}  p95 {p95:7.0f}  p99 {p99:7.0f}  {p50 / floor:5.2f} x floor"
-        table.append(Row(QUESTION, name, figures, durability))
-    agent.close()
-    quiet.close()
-    raw.close()
-    connection.close()
+        benchmark.pedantic(take_round, rounds=ROUNDS, iterations=1)
+        for child in children.values():
+            child.run(close_sides)
+    _report_rows(report, measured)
+    _report_bars(report, measured)
+
+
+def _report_rows(report: Report, measured: dict[Loop, dict[str, Samples]]) -> None:
+    for loop, taken in measured.items():
+        for name in (name for name in ORDER if name in taken):
+            samples = taken[name]
+            label = f"{name} ({loop})" if name in (FLOOR, SAVE, BRIDGE) else name
+            floor = SYNCED_FLOOR if name in (SYNCED_FLOOR, SYNCED_SAVE) else FLOOR
+            ratio = f"{samples.over(taken[floor], 50):.2f} x floor"
+            if name in (BRIDGE, INSERT, BINLOG, HOP):
+                ratio += f", {samples.over(taken[SAVE], 50):.1f} x save_event"
+            report.latency(QUESTION, label, samples, SURVIVES.get(name, NO_SYNC), ratio)
+            report.curves[label] = samples
+
+
+def _report_bars(report: Report, measured: dict[Loop, dict[str, Samples]]) -> None:
+    for loop, taken in measured.items():
+        report.bar(f"p50 {loop}", taken[SAVE].over(taken[FLOOR], 50))
+        report.bar(f"p99 {loop}", taken[SAVE].over(taken[FLOOR], 99))
+        report.bar(f"bridge {loop}", taken[BRIDGE].over(taken[SAVE], 50))
+    taken = measured["uvloop"]
+    # (INSERT / save_event) / (INSERT / floor): which INSERT it is cancels out.
+    report.bar("inserts", taken[FLOOR].over(taken[SAVE], 50))
+    report.bar("hop", taken[HOP].over(taken[SAVE], 50))
