@@ -7,7 +7,7 @@ SKIALITH_CHAOS_ROUNDS ?= 20
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-SOURCES := pyproject.toml setup.py skialith/_fastpath.pyx scripts/setup.sh
+SOURCES := pyproject.toml setup.py skialith/_fastpath.pyx skialith/_rows.pyx scripts/setup.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint chaos bench clean
@@ -21,7 +21,7 @@ demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, an
 test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
 	@$(PYTEST)
 
-lint: .venv/.ready-dev  ## check style, types, import directions and the compiled module's stub
+lint: .venv/.ready-dev  ## check style, types, import directions and the compiled modules' stubs
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -30,7 +30,7 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports --no-cache
 	@echo "==> stubtest"
-	@$(BIN)/python -m mypy.stubtest skialith._fastpath --mypy-config-file pyproject.toml
+	@$(BIN)/python -m mypy.stubtest skialith._fastpath skialith._rows --mypy-config-file pyproject.toml
 
 chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
@@ -41,7 +41,7 @@ bench: .venv/.ready-dev  ## measure latencies beside the raw socket and the plai
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"
 	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
-	@rm -f skialith/_fastpath.c skialith/_fastpath.*.so
+	@rm -f skialith/_fastpath.c skialith/_fastpath.*.so skialith/_rows.c skialith/_rows.*.so
 	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready-demo: $(SOURCES)

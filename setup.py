@@ -1,4 +1,4 @@
-"""Builds skialith._fastpath; everything else about the package stands in pyproject.toml.
+"""Builds skialith._fastpath and skialith._rows; everything else about the package stands in pyproject.toml.
 
 ``SKIALITH_BUILD=debug`` compiles without optimisation and with C assertions, ``SKIALITH_BUILD=asan`` adds the address
 and undefined-behaviour sanitizers (run Python with libasan preloaded).
@@ -22,10 +22,11 @@ setup(
     ext_modules=[
         # A plain Extension: setuptools runs Cython itself and puts the .pyx into the sdist, which cythonize() does not.
         Extension(
-            "skialith._fastpath",
-            ["skialith/_fastpath.pyx"],
+            f"skialith.{name}",
+            [f"skialith/{name}.pyx"],
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )
+        for name in ("_fastpath", "_rows")
     ]
 )

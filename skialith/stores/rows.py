@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
+from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
 from ..errors import StoreDataError
 from ..records import DeadLetter, Kind, Manifest, Position, Record, Trace
@@ -74,8 +74,8 @@ PART_COLUMNS = ("parts_key", "n", "data")
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the columns are UTC without a zone
-_FIRST, _LAST = datetime(1000, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999)  # noqa: DTZ001
+_RECORD_ORDER = (Record._fields.index("key"), Record._fields.index("position"))
+_TRACE_ORDER = (Trace._fields.index("key"), Trace._fields.index("position"))
 
 
 class Blob(NamedTuple):
@@ -121,7 +121,21 @@ class Payload(NamedTuple):
 
 def in_order(records: Iterable[Record]) -> list[Record]:
     """By key, so that two writers lock rows in one order; and one key's records by position, so that the first one wins."""
-    return sorted(records, key=lambda record: (record.key, record.position))
+    return _rows.in_order(list(records), *_RECORD_ORDER)
+
+
+def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[str, Payload]]]:
+    """Rows of the events, rows of the checkpoints, and with its table each large payload that goes with one of them."""
+    large: list[tuple[str, Payload]] = []
+
+    def of_large(record: Record) -> Row:
+        row, payload = of_record(record)
+        if payload is not None:
+            large.append(("agent_events" if record.kind == Kind.EVENT else "agent_checkpoints", payload))
+        return row
+
+    events, checkpoints = _rows.of_records(records, PAYLOAD_PART_BYTES, of_large)
+    return events, checkpoints, large
 
 
 def of_record(record: Record) -> tuple[Row, Payload | None]:
@@ -178,29 +192,12 @@ def to_checkpoint(row: Row, body: bytes | None) -> Record:
     )
 
 
-def of_trace(trace: Trace) -> Row:
-    """The row of a trace, as ``TRACE_COLUMNS``."""
-    return (
-        trace.key,
-        trace.namespace,
-        trace.agent_id,
-        trace.event_id,
-        trace.step_index,
-        trace.event_type,
-        trace.payload_json,
-        _datetime(trace.created_us),
-        _datetime(trace.position.time_ns // 1000),
-        *trace.position,
-    )
+def of_traces(traces: Iterable[Trace]) -> list[Row]:
+    """The rows of traces, as ``TRACE_COLUMNS``, in the order of ``in_order``.
 
-
-def _datetime(unix_us: int) -> str:
-    """UTC as the databases write it; a time that they cannot hold becomes the nearest one that they can."""
-    try:
-        moment = _EPOCH + timedelta(microseconds=unix_us)
-    except OverflowError:
-        moment = _LAST if unix_us > 0 else _FIRST
-    return min(max(moment, _FIRST), _LAST).isoformat(sep=" ", timespec="microseconds")
+    A time that the databases cannot hold becomes the nearest one that they can.
+    """
+    return _rows.of_traces(_rows.in_order(list(traces), *_TRACE_ORDER))
 
 
 def of_letter(letter: DeadLetter) -> tuple[Row, list[Payload]]:

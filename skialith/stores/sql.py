@@ -26,7 +26,7 @@ class Session(read.Queries, Protocol):
     def run(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Rows changed by a statement."""
 
-    def insert(self, table: str, columns: Sequence[str], values: Iterable[Row]) -> None:
+    def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
 
 
@@ -115,15 +115,7 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        events: list[Row] = []
-        checkpoints: list[Row] = []
-        large: list[tuple[str, Payload]] = []
-        for record in rows.in_order(records):
-            row, payload = rows.of_record(record)
-            event = record.kind == Kind.EVENT
-            (events if event else checkpoints).append(row)
-            if payload is not None:
-                large.append(("agent_events" if event else "agent_checkpoints", payload))
+        events, checkpoints, large = rows.of_records(rows.in_order(records))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -141,7 +133,8 @@ class SqlStore(ABC):
             return
         there = session.rows("SELECT COUNT(*) FROM payload_parts WHERE parts_key = ?", (payload.key,))[0][0]
         if there < rows.part_count(len(payload.data)):
-            session.insert("payload_parts", rows.PART_COLUMNS, rows.parts(payload.key, payload.data))
+            for part in rows.parts(payload.key, payload.data):
+                session.insert("payload_parts", rows.PART_COLUMNS, [part])
 
     def write_traces(self, traces: Sequence[Trace]) -> None:
         """Store traces in one transaction."""
@@ -150,8 +143,7 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        in_order = sorted(traces, key=lambda trace: (trace.key, trace.position))
-        session.insert("agent_traces", rows.TRACE_COLUMNS, [rows.of_trace(trace) for trace in in_order])
+        session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(traces))
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""

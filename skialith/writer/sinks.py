@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .. import trace_json
+from .. import _rows, trace_json
 from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing
 from ..records import DeadLetter, Kind, Message, Record, Trace
+
+_TRACES_AT_ONCE = 64
+"""Records whose JSON is made in one go: up to 1 MiB of each is held until it is stored."""
 
 
 class Source(Protocol):
@@ -144,27 +147,22 @@ class TraceSink(_DatabaseSink):
         """Store the records' traces: one transaction, or several where compressed payloads are large as JSON."""
         traces: list[Trace] = []
         size = 0
-        for record in records:
-            trace = trace_of(record)
-            traces.append(trace)
-            size += len(trace.payload_json)
-            if size >= WRITER_BATCH_BYTES:
-                self._store.write_traces(traces)
-                traces, size = [], 0
+        for start in range(0, len(records), _TRACES_AT_ONCE):
+            for trace in traces_of(records[start : start + _TRACES_AT_ONCE]):
+                traces.append(trace)
+                size += len(trace.payload_json)
+                if size >= WRITER_BATCH_BYTES:
+                    self._store.write_traces(traces)
+                    traces, size = [], 0
         if traces:
             self._store.write_traces(traces)
 
 
+def traces_of(records: Sequence[Record]) -> list[Trace]:
+    """The rows of ``agent_traces`` for events; an event type is cut at ``MAX_EVENT_TYPE_CHARACTERS``."""
+    return _rows.traces(Trace, list(records), trace_json.of_records(records), MAX_EVENT_TYPE_CHARACTERS)
+
+
 def trace_of(record: Record) -> Trace:
-    """The row of ``agent_traces`` for an event; its event type is cut at ``MAX_EVENT_TYPE_CHARACTERS``."""
-    return Trace(
-        key=record.key,
-        namespace=record.namespace,
-        agent_id=record.agent_id,
-        event_id=record.record_id,
-        step_index=record.step_index,
-        event_type=record.event_type[:MAX_EVENT_TYPE_CHARACTERS],
-        payload_json=trace_json.of_record(record),
-        created_us=record.created_us,
-        position=record.position,
-    )
+    """The row of ``agent_traces`` for one event."""
+    return traces_of([record])[0]
