@@ -5,12 +5,22 @@ that is shorter or of other types than is stated raises ``TypeError`` or ``Value
 ``OverflowError``, a lone surrogate ``UnicodeEncodeError``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, TypeAlias, TypeVar
 
+_Message: TypeAlias = tuple[Any, ...]
+_Record = TypeVar("_Record", bound=tuple[Any, ...])
 _Item = TypeVar("_Item", bound=tuple[Any, ...])
 _Trace = TypeVar("_Trace", bound=tuple[Any, ...])
 _Row: TypeAlias = tuple[Any, ...]
+
+def records(
+    cls: type[_Record], namespace: str, messages: list[_Message], kinds: Container[int]
+) -> list[_Record | None]:
+    """A ``cls`` (``Record``) for each message up to the first one that does not decode or has its body elsewhere.
+
+    A message is a tuple with ``data`` and ``position``. None stands for a record of another kind than ``kinds``.
+    """
 
 def in_order(items: list[_Item], key_at: int, position_at: int) -> list[_Item]:
     """``items`` by their key (16 bytes, compared as bytes), and those of one key by their position, two signed and unsigned

@@ -25,6 +25,11 @@ cdef extern from "Python.h":
 cdef extern from "time.h" nogil:
     tm* gmtime_r(const time_t* seconds, tm* into)
 
+from skialith._fastpath import decode_record
+
+cdef object _new = tuple.__new__
+
+
 # ---- records and their rows
 
 cdef enum:
@@ -37,6 +42,30 @@ cdef tuple _fields(item, Py_ssize_t least):
     if not PyTuple_Check(item) or PyTuple_GET_SIZE(item) < least:
         raise TypeError(f"not a tuple of {least} fields: {type(item).__name__}")
     return <tuple> item
+
+
+def records(type cls not None, str namespace not None, list messages not None, kinds not None):
+    cdef list made = []
+    cdef tuple head
+    for message in messages:
+        try:
+            head = decode_record(message.data)
+        except ValueError:
+            break
+        if head[9] is not None:
+            break
+        if head[0] not in kinds:
+            made.append(None)
+            continue
+        made.append(
+            _new(
+                cls,
+                (
+                    head[0], namespace, head[1], head[2], head[3], head[4], head[5], head[6], head[7], head[8], message.position, None,
+                ),
+            )
+        )
+    return made
 
 
 cdef struct Place:
@@ -149,7 +178,7 @@ def traces(type cls not None, list records not None, list texts not None, Py_ssi
         if len(event_type) > most_characters:
             event_type = event_type[:most_characters]
         made.append(
-            cls(record[4], record[1], record[2], record[3], record[5], event_type, texts[i], record[7], record[10])
+            _new(cls, (record[4], record[1], record[2], record[3], record[5], event_type, texts[i], record[7], record[10]))
         )
     return made
 

@@ -22,13 +22,16 @@ _TOO_LARGE = f"larger than {TRACE_JSON_BYTES} bytes as JSON"
 _LARGEST_BODY = 3 * TRACE_JSON_BYTES
 
 
+_PLAIN = int(Codec.MSGPACK)
+
+
 class _TooLarge(Exception):
     """The document is over TRACE_JSON_BYTES already, so the rest need not be looked at."""
 
 
 def of_records(records: Sequence[Record]) -> list[str]:
     """:func:`of_record` of each."""
-    packed = [record.body if record.codec == Codec.MSGPACK and record.body is not None else b"" for record in records]
+    packed = [record.body if record.codec == _PLAIN and record.body is not None else b"" for record in records]
     texts = _rows.json_texts(packed, TRACE_JSON_DEPTH, TRACE_JSON_BYTES)
     return [of_record(record) if text is None else text for record, text in zip(records, texts, strict=True)]
 

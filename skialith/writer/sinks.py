@@ -44,6 +44,8 @@ class Sink(Protocol):
 
     name: str
     """``"writer"`` or ``"trace_ingest"``: the consumer, and ``DeadLetter.sink``."""
+    kinds: frozenset[int]
+    """Kinds of records that it stores."""
 
     def load(self, record: Record, source: Source) -> Record | None:
         """``record`` with all that ``write`` needs of it; None when there is nothing left to do but to acknowledge it.
@@ -90,6 +92,7 @@ class TraceDatabase(Database, Protocol):
 
 class _DatabaseSink:
     name: str
+    kinds: frozenset[int]
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -108,6 +111,7 @@ class EventSink(_DatabaseSink):
     """Events and checkpoints, exactly as they were saved, into ``agent_events`` and ``agent_checkpoints``."""
 
     name = "writer"
+    kinds = frozenset(map(int, Kind))
 
     def __init__(self, store: EventDatabase) -> None:
         super().__init__(store)
@@ -134,6 +138,7 @@ class TraceSink(_DatabaseSink):
     """Events as JSON into ``agent_traces``; a marker with its size stands for the body of a large record."""
 
     name = "trace_ingest"
+    kinds = frozenset([int(Kind.EVENT)])
 
     def __init__(self, store: TraceDatabase) -> None:
         super().__init__(store)
@@ -141,7 +146,7 @@ class TraceSink(_DatabaseSink):
 
     def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""
-        return record if record.kind == Kind.EVENT else None
+        return record if record.kind in self.kinds else None
 
     def write(self, records: Sequence[Record]) -> None:
         """Store the records' traces: one transaction, or several where compressed payloads are large as JSON."""
