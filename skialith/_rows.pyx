@@ -25,9 +25,99 @@ cdef extern from "Python.h":
 cdef extern from "time.h" nogil:
     tm* gmtime_r(const time_t* seconds, tm* into)
 
-from skialith._fastpath import decode_record
-
 cdef object _new = tuple.__new__
+
+
+# ---- reading msgpack
+
+cdef struct Reader:
+    const uint8_t* data
+    Py_ssize_t size
+    Py_ssize_t at
+
+cdef struct Span:
+    const uint8_t* data
+    Py_ssize_t size
+
+
+cdef inline bint _there(const Reader* r, uint64_t count) noexcept nogil:
+    return count <= <uint64_t> (r.size - r.at)
+
+
+cdef inline bint _number(Reader* r, int width, uint64_t* value) noexcept nogil:
+    if not _there(r, <uint64_t> width):
+        return False
+    value[0] = _big_endian(r.data + r.at, width)
+    r.at += width
+    return True
+
+
+cdef inline uint64_t _big_endian(const uint8_t* p, int width) noexcept nogil:
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(width):
+        value = (value << 8) | p[i]
+    return value
+
+
+cdef bint _integer(Reader* r, int64_t* value) noexcept nogil:
+    """An integer of 64 bits with a sign."""
+    cdef uint8_t tag
+    cdef uint64_t raw = 0
+    if not _there(r, 1):
+        return False
+    tag = r.data[r.at]
+    r.at += 1
+    if tag <= 0x7F or tag >= 0xE0:
+        value[0] = tag if tag <= 0x7F else <int64_t> tag - 256
+        return True
+    if not 0xCC <= tag <= 0xD3 or not _number(r, 1 << (tag & 3), &raw):
+        return False
+    value[0] = <int64_t> raw if tag <= 0xCF else _signed(raw, 1 << (tag & 3))
+    return tag > 0xCF or raw <= <uint64_t> INT64_MAX
+
+
+cdef inline int64_t _signed(uint64_t raw, int width) noexcept nogil:
+    cdef int shift = 64 - 8 * width
+    # Sign extension: up against the top bit, then an arithmetic shift back.
+    return (<int64_t> (raw << shift)) >> shift
+
+
+cdef bint _string(Reader* r, Span* span) noexcept nogil:
+    cdef uint8_t tag
+    cdef uint64_t size = 0
+    if not _there(r, 1):
+        return False
+    tag = r.data[r.at]
+    r.at += 1
+    if tag >> 5 == 0x5:
+        size = tag & 0x1F
+    elif not 0xD9 <= tag <= 0xDB or not _number(r, 1 << (tag - 0xD9), &size):
+        return False
+    return _span(r, span, size)
+
+
+cdef bint _binary(Reader* r, Span* span) noexcept nogil:
+    cdef uint8_t tag
+    cdef uint64_t size = 0
+    if not _there(r, 1):
+        return False
+    tag = r.data[r.at]
+    r.at += 1
+    return 0xC4 <= tag <= 0xC6 and _number(r, 1 << (tag - 0xC4), &size) and _span(r, span, size)
+
+
+cdef inline bint _span(Reader* r, Span* span, uint64_t size) noexcept nogil:
+    if not _there(r, size):
+        return False
+    span.data = r.data + r.at
+    span.size = <Py_ssize_t> size
+    r.at += <Py_ssize_t> size
+    return True
+
+
+cdef inline bint _same(const Span* a, const Span* b) noexcept nogil:
+    return a.size == b.size and memcmp(a.data, b.data, <size_t> a.size) == 0
 
 
 # ---- records and their rows
@@ -44,28 +134,81 @@ cdef tuple _fields(item, Py_ssize_t least):
     return <tuple> item
 
 
+cdef struct Head:
+    int64_t kind, step_index, created_us, codec
+    Span agent_id, record_id, key, event_type, body
+
+
 def records(type cls not None, str namespace not None, list messages not None, kinds not None):
     cdef list made = []
-    cdef tuple head
+    cdef Reader r
+    cdef Head head
+    cdef Span known_agent, known_type
+    cdef object agent_id = "", event_type = "", message
+    cdef bytes data, agent_data = b"", type_data = b""
+    known_agent.size = known_type.size = 0
+    known_agent.data = known_type.data = <const uint8_t*> PyBytes_AS_STRING(agent_data)
     for message in messages:
+        data = message.data
+        r.data = <const uint8_t*> PyBytes_AS_STRING(data)
+        r.size = PyBytes_GET_SIZE(data)
+        r.at = 0
+        if not _record_head(&r, &head):
+            break
         try:
-            head = decode_record(message.data)
-        except ValueError:
+            # Records that follow each other are mostly of one agent: its id is made once.
+            if not _same(&known_agent, &head.agent_id):
+                agent_id = _str(&head.agent_id)
+                known_agent, agent_data = head.agent_id, data
+            if not _same(&known_type, &head.event_type):
+                event_type = _str(&head.event_type)
+                known_type, type_data = head.event_type, data
+            record_id = _str(&head.record_id)
+        except UnicodeDecodeError:
             break
-        if head[9] is not None:
-            break
-        if head[0] not in kinds:
+        if head.kind not in kinds:
             made.append(None)
             continue
         made.append(
             _new(
                 cls,
                 (
-                    head[0], namespace, head[1], head[2], head[3], head[4], head[5], head[6], head[7], head[8], message.position, None,
+                    head.kind, namespace, agent_id, record_id, _bytes(&head.key), head.step_index, event_type, head.created_us,
+                    head.codec, _bytes(&head.body), message.position, None,
                 ),
             )
         )
     return made
+
+
+cdef inline str _str(const Span* span):
+    return PyUnicode_DecodeUTF8(<const char*> span.data, span.size, NULL)
+
+
+cdef inline bytes _bytes(const Span* span):
+    return PyBytes_FromStringAndSize(<const char*> span.data, span.size)
+
+
+cdef bint _record_head(Reader* r, Head* head) noexcept nogil:
+    """The fields of a record with its body; False for anything else, which ``_fastpath.decode_record`` has to judge."""
+    if not _there(r, 2) or r.data[0] != 0x9A or r.data[1] != 1:
+        return False
+    r.at = 2
+    return (
+        _integer(r, &head.kind)
+        and _string(r, &head.agent_id)
+        and _string(r, &head.record_id)
+        and _binary(r, &head.key)
+        and _integer(r, &head.step_index)
+        and _string(r, &head.event_type)
+        and _integer(r, &head.created_us)
+        and _integer(r, &head.codec)
+        and _binary(r, &head.body)
+        and r.at == r.size
+        and head.key.size == 16
+        and 0 <= head.kind <= 255
+        and 0 <= head.codec <= 255
+    )
 
 
 cdef struct Place:
@@ -115,14 +258,6 @@ cdef int _compare(const void* left, const void* right) noexcept nogil:
     if a.seq != b.seq:
         return -1 if a.seq < b.seq else 1
     return -1 if a.index < b.index else 1 if a.index > b.index else 0
-
-
-cdef inline uint64_t _big_endian(const uint8_t* p, int width) noexcept nogil:
-    cdef uint64_t value = 0
-    cdef int i
-    for i in range(width):
-        value = (value << 8) | p[i]
-    return value
 
 
 def of_records(list records not None, Py_ssize_t most_bytes, of_large not None):
@@ -444,20 +579,11 @@ cdef enum:
     MOST_KEYS = 64  # of one map; larger ones are left to Python, as each key is compared with all others
     MOST_LEVELS = 64
 
-cdef struct Reader:
-    const uint8_t* data
-    Py_ssize_t size
-    Py_ssize_t at
-
 cdef struct Text:
     char* data
     Py_ssize_t size
     Py_ssize_t room
     Py_ssize_t most
-
-cdef struct Name:
-    const uint8_t* data
-    Py_ssize_t size
 
 
 def json_texts(list bodies not None, int depth, Py_ssize_t most_bytes):
@@ -519,18 +645,6 @@ cdef bint _add(Text* out, const char* text, Py_ssize_t size) noexcept nogil:
     return True
 
 
-cdef inline bint _there(const Reader* r, uint64_t count) noexcept nogil:
-    return count <= <uint64_t> (r.size - r.at)
-
-
-cdef inline bint _number(Reader* r, int width, uint64_t* value) noexcept nogil:
-    if not _there(r, <uint64_t> width):
-        return False
-    value[0] = _big_endian(r.data + r.at, width)
-    r.at += width
-    return True
-
-
 cdef bint _value(Reader* r, Text* out, int levels) noexcept nogil:
     """Write the next value; False if it is malformed or anything that the Python form of this has to decide."""
     cdef uint8_t tag
@@ -585,43 +699,23 @@ cdef bint _list(Reader* r, Text* out, uint64_t count, int levels) noexcept nogil
 
 
 cdef bint _map(Reader* r, Text* out, uint64_t count, int levels) noexcept nogil:
-    cdef Name[MOST_KEYS] names
+    cdef Span[MOST_KEYS] names
     cdef uint64_t i, j
-    cdef Name* name
+    cdef Span* name
     if levels <= 1 or count > MOST_KEYS or not _add(out, "{", 1):
         return False
     for i in range(count):
         if i > 0 and not _add(out, ",", 1):
             return False
         name = &names[i]
-        if not _key(r, name):
+        if not _string(r, name):
             return False
         for j in range(i):
-            if names[j].size == name.size and memcmp(names[j].data, name.data, <size_t> name.size) == 0:
+            if _same(&names[j], name):
                 return False
         if not _add_text(out, name.data, name.size) or not _add(out, ":", 1) or not _value(r, out, levels - 1):
             return False
     return _add(out, "}", 1)
-
-
-cdef bint _key(Reader* r, Name* name) noexcept nogil:
-    """A key that is text."""
-    cdef uint8_t tag
-    cdef uint64_t size = 0
-    if not _there(r, 1):
-        return False
-    tag = r.data[r.at]
-    r.at += 1
-    if tag >> 5 == 0x5:
-        size = tag & 0x1F
-    elif not 0xD9 <= tag <= 0xDB or not _number(r, 1 << (tag - 0xD9), &size):
-        return False
-    if not _there(r, size):
-        return False
-    name.data = r.data + r.at
-    name.size = <Py_ssize_t> size
-    r.at += <Py_ssize_t> size
-    return True
 
 
 cdef bint _text(Reader* r, Text* out, uint64_t size) noexcept nogil:
@@ -729,9 +823,7 @@ cdef bint _add_number(Text* out, uint64_t number, bint negative) noexcept nogil:
 
 
 cdef bint _add_signed(Text* out, uint64_t raw, int width) noexcept nogil:
-    cdef int shift = 64 - 8 * width
-    # Sign extension: up against the top bit, then an arithmetic shift back.
-    cdef int64_t value = (<int64_t> (raw << shift)) >> shift
+    cdef int64_t value = _signed(raw, width)
     return _add_number(out, 0 - <uint64_t> value if value < 0 else <uint64_t> value, value < 0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
@@ -74,8 +74,8 @@ PART_COLUMNS = ("parts_key", "n", "data")
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
 
-_RECORD_ORDER = (Record._fields.index("key"), Record._fields.index("position"))
-_TRACE_ORDER = (Trace._fields.index("key"), Trace._fields.index("position"))
+_KINDS = frozenset(map(int, Kind))
+_Keyed = TypeVar("_Keyed", Record, Trace)
 
 
 class Blob(NamedTuple):
@@ -119,9 +119,12 @@ class Payload(NamedTuple):
     data: bytes
 
 
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """By key, so that two writers lock rows in one order; and one key's records by position, so that the first one wins."""
-    return _rows.in_order(list(records), *_RECORD_ORDER)
+def in_order(items: Iterable[_Keyed]) -> list[_Keyed]:
+    """Records or traces by key, so that two writers lock rows in one order; those of one key by position, so that the first
+    one wins."""
+    listed = list(items)
+    fields = type(listed[0])._fields if listed else ("key", "position")
+    return _rows.in_order(listed, fields.index("key"), fields.index("position"))
 
 
 def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[str, Payload]]]:
@@ -153,10 +156,11 @@ def of_record(record: Record) -> tuple[Row, Payload | None]:
     return row, large
 
 
-def check_kind(record: Record) -> None:
-    """Raise ``StoreDataError`` for a record that belongs in no table."""
-    if record.kind not in (Kind.EVENT, Kind.CHECKPOINT):
-        raise StoreDataError(f"{describe(record)}: no table takes records of kind {record.kind}")
+def check_kinds(records: Iterable[Record]) -> None:
+    """Raise ``StoreDataError`` if one of them belongs in no table."""
+    for record in records:
+        if record.kind not in _KINDS:
+            raise StoreDataError(f"{describe(record)}: no table takes records of kind {record.kind}")
 
 
 def describe(record: Record) -> str:
@@ -192,12 +196,9 @@ def to_checkpoint(row: Row, body: bytes | None) -> Record:
     )
 
 
-def of_traces(traces: Iterable[Trace]) -> list[Row]:
-    """The rows of traces, as ``TRACE_COLUMNS``, in the order of ``in_order``.
-
-    A time that the databases cannot hold becomes the nearest one that they can.
-    """
-    return _rows.of_traces(_rows.in_order(list(traces), *_TRACE_ORDER))
+def of_traces(traces: list[Trace]) -> list[Row]:
+    """The rows of traces, as ``TRACE_COLUMNS``; a time that the databases cannot hold becomes the nearest one they can."""
+    return _rows.of_traces(traces)
 
 
 def of_letter(letter: DeadLetter) -> tuple[Row, list[Payload]]:

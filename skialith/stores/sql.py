@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
 from ..records import DeadLetter, Kind, Position, Record, Trace
 from . import read, rows
@@ -108,8 +109,7 @@ class SqlStore(ABC):
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Store events and checkpoints in one transaction."""
-        for record in records:
-            rows.check_kind(record)
+        rows.check_kinds(records)
         if records:
             with self.writing() as session:
                 self._insert_records(session, records)
@@ -143,7 +143,10 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(traces))
+        in_order = rows.in_order(traces)
+        for start in range(0, len(in_order), DATABASE_STATEMENT_ROWS):
+            some = in_order[start : start + DATABASE_STATEMENT_ROWS]
+            session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(some))
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""
@@ -162,7 +165,7 @@ class SqlStore(ABC):
                 argument="record",
             )
         if record is not None:
-            rows.check_kind(record)
+            rows.check_kinds([record])
         with self.writing() as session:
             if record is not None:
                 self._insert_records(session, [record])

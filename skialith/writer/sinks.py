@@ -10,7 +10,7 @@ from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing
 from ..records import DeadLetter, Kind, Message, Record, Trace
 
-_TRACES_AT_ONCE = 64
+_TRACES_AT_ONCE = 128
 """Records whose JSON is made in one go: up to 1 MiB of each is held until it is stored."""
 
 
