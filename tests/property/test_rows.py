@@ -12,14 +12,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from skialith import _rows, payloads, trace_json
+from skialith import _fastpath, _rows, payloads, trace_json
 from skialith.config import LARGEST_RECORD_BYTES, PAYLOAD_PART_BYTES, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
-from skialith.records import Codec, Kind, Position, Record, Trace
+from skialith.records import Codec, Kind, Message, Position, Record, Trace
 from skialith.stores import rows
+from skialith.writer.batch import Undecodable, decode, decode_run
 
 from . import rows_oracle
 from .test_payloads import keys, nested, scalars
 
+NAMESPACE = "n"
 int64 = st.integers(-(2**63), 2**63 - 1)
 uint64 = st.integers(0, 2**64 - 1)
 key = st.one_of(st.sampled_from([bytes(16), b"\xff" * 16]), st.binary(min_size=16, max_size=16))
@@ -55,6 +57,63 @@ values = st.one_of(
         b"".join
     ),
 )
+
+
+# ---- records
+
+text = st.one_of(st.text(max_size=40), st.sampled_from([31, 32, 255, 256, 65536]).map(lambda n: "x" * n))
+wire = st.builds(
+    _fastpath.encode_record,
+    st.sampled_from([1, 1, 1, 2, 3, 255]),
+    st.one_of(st.sampled_from(["a", "b"]), text),
+    text,
+    key,
+    int64,
+    st.one_of(st.sampled_from(["thought", "tool"]), text),
+    int64,
+    st.integers(0, 255),
+    st.one_of(st.binary(max_size=40), st.sampled_from([255, 256, 65536]).map(bytes)),
+    st.none(),
+)
+heads = st.builds(
+    lambda key, manifest: _fastpath.encode_record(1, "a", "e", key, 0, "t", 0, 0, None, manifest),
+    key,
+    st.tuples(st.integers(0, 9), st.integers(0, 9), st.binary(max_size=9)),
+)
+
+
+def delivered(n: int, data: bytes) -> Message:
+    return Message("s", data, Position(n, n), "r", 1, 1)
+
+
+def one_by_one(messages: list[Message], kinds: set[int]) -> list[Record | None]:
+    """What ``decode_run`` may return: the records up to the first one that needs a closer look."""
+    found: list[Record | None] = []
+    for message in messages:
+        try:
+            record = decode(NAMESPACE, message)
+        except Undecodable:
+            break
+        if record.manifest is not None:
+            break
+        found.append(record if record.kind in kinds else None)
+    return found
+
+
+@given(st.lists(st.one_of(wire, wire, wire, heads, st.binary(max_size=5)), max_size=12), st.sets(st.integers(1, 3)))
+def test_a_run_of_messages_becomes_their_records(datas: list[bytes], kinds: set[int]) -> None:
+    messages = [delivered(n, data) for n, data in enumerate(datas)]
+    assert decode_run(NAMESPACE, messages, kinds) == one_by_one(messages, kinds)
+
+
+@given(wire, st.data())
+def test_a_damaged_message_is_left_to_the_closer_look_or_means_the_same(sound: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(sound)
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, min(len(sound) - 1, 60)))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(sound)))
+    for each in (bytes(damaged), bytes(damaged[:cut]), sound[:cut], sound + b"\0"):
+        assert decode_run(NAMESPACE, [delivered(1, each)], {1}) in ([], one_by_one([delivered(1, each)], {1}))
 
 
 # ---- order and rows
