@@ -8,10 +8,10 @@ from typing import Protocol
 from .. import _rows, trace_json
 from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing
-from ..records import DeadLetter, Kind, Message, Record, Trace
+from ..records import Codec, DeadLetter, Kind, Message, Record, Trace
 
 _TRACES_AT_ONCE = 128
-"""Records whose JSON is made in one go: up to 1 MiB of each is held until it is stored."""
+"""Records whose JSON is made in one go, unless one is compressed: then each may be 1 MiB as JSON, and they go one by one."""
 
 
 class Source(Protocol):
@@ -152,8 +152,9 @@ class TraceSink(_DatabaseSink):
         """Store the records' traces: one transaction, or several where compressed payloads are large as JSON."""
         traces: list[Trace] = []
         size = 0
-        for start in range(0, len(records), _TRACES_AT_ONCE):
-            for trace in traces_of(records[start : start + _TRACES_AT_ONCE]):
+        step = 1 if any(record.codec != Codec.MSGPACK for record in records) else _TRACES_AT_ONCE
+        for start in range(0, len(records), step):
+            for trace in traces_of(records[start : start + step]):
                 traces.append(trace)
                 size += len(trace.payload_json)
                 if size >= WRITER_BATCH_BYTES:
