@@ -7,7 +7,7 @@ SKIALITH_CHAOS_ROUNDS ?= 20
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-COMPILED := skialith._fastpath skialith.wal._link skialith.wal._wire
+COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._wire
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
@@ -22,7 +22,7 @@ demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, an
 test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
 	@$(PYTEST)
 
-lint: .venv/.ready-dev  ## check style, types, import directions and the compiled module's stub
+lint: .venv/.ready-dev  ## check style, types, import directions and the compiled modules' stubs
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
