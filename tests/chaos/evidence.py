@@ -81,6 +81,10 @@ class Notebook:
             text=str(error)[:300],
         )
 
+    def interrupted(self, number: int) -> None:
+        """After a call that ended because something else was raised inside it, such as Ctrl-C."""
+        self.line("fail", n=number, acks=[], error="Interrupted", cause="", outcome="unknown", retryable=True, text="")
+
 
 @dataclass(slots=True)
 class Call:
