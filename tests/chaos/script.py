@@ -31,7 +31,7 @@ class Options:
     """What a child does. ``settings`` go to SkialithAgent as they stand.
 
     ``agents``: ids, each written by ``threads`` threads; ``steps``: 0 is until SIGTERM. ``batches`` and ``large``: chance of
-    a step with a save_events of up to 60, and of an event of over 1 MiB. ``pace``: seconds between steps, at most.
+    a step with a save_events of less than ``most``, and of an event of over 1 MiB. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
@@ -47,6 +47,7 @@ class Options:
     threads: int = 1
     steps: int = 0
     batches: float = 0.2
+    most: int = 60
     large: float = 0.0
     pace: float = 0.0
     own_ids: bool = False
@@ -170,7 +171,7 @@ class Worker(Script):
             if not self.until_durable(partial(self.save, f"{name}.{n}")):
                 return False
         if self.dice.random() < self.options.batches:
-            identities = [f"{name}.b{n}" for n in range(self.dice.randrange(2, 60))]
+            identities = [f"{name}.b{n}" for n in range(self.dice.randrange(2, self.options.most))]
             if not self.until_durable(lambda: self.save_all(identities)):
                 return False
         size = 0
