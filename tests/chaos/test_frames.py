@@ -69,7 +69,7 @@ def test_cut_inside_a_frame(sqlite_world: World, nats_proxy: NatsProxy, report: 
             nats_proxy.cut_inside("HMSG", dice.randrange(1 << 20), reset=dice.random() < 0.5)
         wait_until(lambda number=number: nats_proxy.cuts > number, 20, "the cut")  # type: ignore[misc]
         child.wait_writes(3)
-    finish(world, report, "15 cut inside a frame", cuts, set())
+    finish(world, report, "15 cut inside a frame", cuts, UNAVAILABLE)
 
 
 def test_frames_in_pieces(sqlite_world: World, nats_proxy: NatsProxy, report: Report) -> None:
@@ -145,7 +145,7 @@ def test_a_slow_sender(sqlite_world: World, nats_proxy: NatsProxy, report: Repor
 def test_lines_between_the_frames(sqlite_world: World, nats_proxy: NatsProxy, report: Report) -> None:
     """Lines that mean nothing to an append leave the connection as it is; an error that ends it ends in a new one."""
     world, dice = sqlite_world, sqlite_world.dice
-    child = spawn(world, nats_proxy, agents=["one", "two"], threads=3, batches=0.3, large=0.02)
+    child = spawn(world, nats_proxy, agents=["one", "two"], threads=3, batches=0.3, large=0.02, pace=0.01)
     connections = nats_proxy.accepted
     for line in LINES_THAT_CHANGE_NOTHING * rounds(1):
         assert nats_proxy.say(line) == 1
@@ -175,7 +175,7 @@ def test_garbage_ends_in_a_clean_reconnect(sqlite_world: World, nats_proxy: Nats
     world, dice = sqlite_world, random.Random(sqlite_world.seed)
     # Behind garbage in a buffer of over 4 KiB, as a writer's pulls fill it, nats-py's parser waits for the pings to fail.
     settings = {"writer": "off"} if ROUNDS <= 1 else {}
-    child = spawn(world, nats_proxy, agents=["one", "two"], threads=3, batches=0.3, settings=settings)
+    child = spawn(world, nats_proxy, agents=["one", "two"], threads=3, batches=0.3, pace=0.01, settings=settings)
     garbage = [*dice.sample(GARBAGE, 4), dice.randbytes(dice.randrange(1, 300))]
     if ROUNDS > 1:
         garbage = [*GARBAGE, *(dice.randbytes(dice.randrange(1, 300)) for _ in range(rounds(3)))]

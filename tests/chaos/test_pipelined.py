@@ -10,7 +10,7 @@ import pytest
 from skialith import SkialithAgent
 from tests.fixtures.nats_proxy import NatsProxy
 
-from .behind import finish, spawn
+from .behind import UNAVAILABLE, finish, spawn
 from .conftest import Report
 from .world import World, rounds
 
@@ -74,7 +74,7 @@ def test_reconnects_with_hundreds_in_flight(
         child.wait_writes(12)
     print(f"at most {most} in flight")
     assert most >= UNDER_WAY
-    finish(world, report, f"16 reconnect with hundreds in flight, {way}", cuts, set())
+    finish(world, report, f"16 reconnect with hundreds in flight, {way}", cuts, UNAVAILABLE)
 
 
 @each_way
