@@ -254,7 +254,7 @@ def stop_on_bug(notebook: Notebook) -> Iterator[None]:
     """Whatever a thread meets that it cannot go on with ends the process, loudly."""
     try:
         yield
-    except Exception:  # noqa: BLE001 - it ends the process, loudly
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - it ends the process, loudly
         notebook.line("note", what="bug", text=traceback.format_exc()[-2000:])
         traceback.print_exc()
         os._exit(BUG)

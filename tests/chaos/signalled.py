@@ -43,25 +43,31 @@ class Alarms:
             self.raised += 1
             raise KeyboardInterrupt if number == signal.SIGINT else SoftTimeLimit
 
-    def during(self, call: Callable[[], Sequence[Ack]]) -> Sequence[Ack] | None:
-        """The call's result, or None if it was interrupted, once or twice."""
-        acks: Sequence[Ack] | None = None
+    def during(self, call: Callable[[], Sequence[Ack]]) -> Sequence[Ack] | SkialithError | None:
+        """The call's result or its error, or None if it was interrupted, once or twice."""
+        result: Sequence[Ack] | SkialithError | None = None
+        outcome: Sequence[Ack] | SkialithError | None = None
         try:
             try:
                 # About as long as a call takes, so that every moment of it is met.
-                signal.setitimer(
-                    signal.ITIMER_REAL, self._dice.choice([1e-5, 1e-4, 5e-4, 5e-3]) * self._dice.random() + 1e-6
-                )
+                most = self._dice.choice([1e-5, 1e-4, 5e-4, 5e-3])
+                signal.setitimer(signal.ITIMER_REAL, most * self._dice.random() + 1e-6)
                 self._left = self._dice.choice([1, 1, 2])
-                result = call()
+                try:
+                    result = call()
+                except SkialithError as error:
+                    result = error
                 self._left = 0
-                acks = result
+                outcome = result
             except (KeyboardInterrupt, SoftTimeLimit):
                 self._left = 0
+            except BaseException:  # a bug, which shall be told undisturbed
+                self._left = 0
+                raise
         except (KeyboardInterrupt, SoftTimeLimit):
             self._left = 0
         signal.setitimer(signal.ITIMER_REAL, 0)
-        return acks
+        return outcome
 
 
 class InterruptedScript(Script):
@@ -75,15 +81,14 @@ class InterruptedScript(Script):
         self, verb: str, items: Sequence[tuple[str, Any]], call: Callable[[], Sequence[Ack]]
     ) -> SkialithError | None:
         number = self._intend(verb, items)
-        try:
-            acks = self._alarms.during(call)
-        except SkialithError as error:
-            self.notebook.failed(number, error)
-            return error
-        if acks is None:
+        outcome = self._alarms.during(call)
+        if isinstance(outcome, SkialithError):
+            self.notebook.failed(number, outcome)
+            return outcome
+        if outcome is None:
             self.notebook.interrupted(number)
         else:
-            self.notebook.done(number, acks)
+            self.notebook.done(number, outcome)
         return None
 
 
@@ -114,7 +119,8 @@ def interrupt(options: Options, notebook: Notebook, stopping: threading.Event) -
                 raise error
         for other in others:
             other.thread.join(LIFE_SECONDS)
-        plain[0].flush()
+        if options.settings.get("writer") != "off":
+            plain[0].flush()
         notebook.line("note", what="interrupted", count=alarms.raised)
     notebook.line("note", what="closed")
 

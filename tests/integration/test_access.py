@@ -18,7 +18,7 @@ from tests.fixtures.nats import NatsServer, wait_until
 from tests.fixtures.wal import new_namespace
 
 KILLS = 2
-CONNECT_SECONDS = 2.0
+CONNECT_SECONDS = 1.5
 GRACE_SECONDS = 3.0
 """What a busy machine may add."""
 
