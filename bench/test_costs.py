@@ -115,7 +115,9 @@ STEPS: dict[str, Callable[[], object]] = {
     "encode_record": lambda: _fastpath.encode_record(
         1, "agent", "event", _KEY, 1, "thought", 1_767_225_600_000_000, 0, BODY, None
     ),
-    "record_headers and fence": lambda: _fastpath.record_headers(_KEY) + _fastpath.fence(7, "skialith.bench.lease.agent"),
+    "record_headers and fence": lambda: (
+        _fastpath.record_headers(_KEY) + _fastpath.fence(7, "skialith.bench.lease.agent")
+    ),
     "hpub": lambda: _fastpath.hpub(_SUBJECT, "_INBOX.bench.1", _HEADERS, _RECORD),
     "parse_puback": lambda: _fastpath.parse_puback(_PUBACK),
     "parse_ack_subject": lambda: _fastpath.parse_ack_subject(_ACK_SUBJECT),

@@ -98,13 +98,13 @@ class SkialithAgent:
         try:
             for batch in _batches(records):
                 engine.wal.log.append(ticket, batch, self._deadline())
-                if ticket.future.done():
+                if ticket.promise.done:
                     break
             return engine.wal.log.wait(ticket)
         except SkialithError as error:
             raise _batch_failed(self._agent_id, records, ticket, error) from error
         finally:
-            ticket.future.cancel()  # After an error or Ctrl-C: what was not sent yet is not sent any more.
+            ticket.promise.give_up()  # After an error or Ctrl-C: what was not sent yet is not sent any more.
 
     def checkpoint(self, step: int, data: Any) -> Ack:
         """Append the agent's state and return at DURABLE; ``resume()`` gives back the last one.

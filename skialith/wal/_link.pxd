@@ -38,6 +38,6 @@ cdef class Link:
     cdef int _have_taken_out(self) except -1
     cdef int _arm(self) except -1
 
-cdef bint tell(object function, tuple arguments) except -1
+cpdef bint tell(object function, tuple arguments) except -1
 cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL
 cdef double monotonic() noexcept nogil

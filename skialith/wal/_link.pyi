@@ -31,3 +31,9 @@ class Link:
 
 __pyx_capi__: dict[str, object]
 """What other compiled modules take from here."""
+
+def tell(function: Callable[..., object], arguments: tuple[object, ...]) -> bool:
+    """Call what wakes the loop, whatever signals come; False if the loop is closed (``RuntimeError``).
+
+    Raises what a signal's handler raised, when the call was made all the same.
+    """

@@ -85,7 +85,7 @@ cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL:
     return buffer.data + buffer.end
 
 
-cdef bint tell(object function, tuple arguments) except -1:
+cpdef bint tell(object function, tuple arguments) except -1:
     """Call what wakes the loop, whatever signals come; False if the loop is closed.
 
     In the main thread a signal's handler may raise inside the call, before it has done its work. So it is made again,

@@ -38,6 +38,9 @@ cdef object new_tuple = tuple.__new__
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
+cdef extern from "<string.h>" nogil:
+    void* memmem(const void* haystack, size_t size, const void* needle, size_t needle_size)
+
 cdef extern from "pythread.h" nogil:
     ctypedef void* PyThread_type_lock
     enum PyLockStatus:
@@ -262,6 +265,11 @@ cdef class Deliveries:
     def _set_arrived(self, _):
         self._calling = False
         self.arrived.set()
+
+
+cdef bint _refuses(Line* line, const char* body) noexcept nogil:
+    """Whether an answer says that nothing was written: an error, or that nobody listens."""
+    return line.total == line.head or memmem(body, <size_t> line.total, b'"error"', 7) != NULL
 
 
 # ---- control lines
@@ -553,7 +561,7 @@ cdef class Wire:
             if type(item) is _Waiter:
                 (<_Waiter> item).seq = ack.seq if acked else 0
                 (<_Waiter> item).duplicate = acked and ack.duplicate
-                (<_Waiter> item).settle(ACKED if acked else REFUSED)
+                (<_Waiter> item).settle(ACKED if acked else REFUSED if _refuses(line, body) else LOST)
             else:
                 self._answer(<Window> item, token, &ack if acked else NULL, body + line.head, line.total - line.head)
         elif type(item) is _Pull:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
-from concurrent.futures import InvalidStateError
 from typing import Any
 
 from .. import _fastpath
@@ -20,7 +18,7 @@ from ..errors import Outcome, SkialithError, WalFull, WalRejected, WalUnavailabl
 from ..records import Ack
 from . import frames
 from .api import ApiError, NoResponders, backoff
-from .lane import Entry, Lane, Ticket
+from .lane import Entry, Lane
 from .lease import WRONG_LAST_SEQUENCE, Leases
 from .read import Reader
 from .stream import Stream
@@ -104,7 +102,7 @@ class Delivery:
         for entry in group:
             if entry.done:
                 continue
-            if entry.deadline > now and not entry.ticket.future.done():
+            if entry.deadline > now and not entry.ticket.promise.given_up:
                 live.append(entry)
                 continue
             outcome: Outcome = "unknown" if entry.unknown else "not_written"
@@ -159,7 +157,7 @@ class Delivery:
             raise
         finally:
             wire.give_up(window)
-        if rest := self._settle(lane, group, window.answers()):
+        if rest := self._settle(lane, group, [_readable(answer) for answer in window.answers()]):
             refused = rest[0]
             if refused is None:
                 raise Disconnected(sent=True) if window.lost else NoReply
@@ -228,7 +226,12 @@ class Delivery:
             raise
         if not reply.data:
             raise NoResponders
-        last, duplicate, _, code, status, _, _ = _fastpath.parse_puback(reply.data)
+        try:
+            last, duplicate, _, code, status, _, _ = _fastpath.parse_puback(reply.data)
+        except ValueError as error:
+            for entry in group:
+                entry.unknown = True
+            raise Again(str(error)) from error
         if code == 0 and status == 0:
             first = last - (len(group) - 1) - len(group[0].chunks)
             self._note(lane, group, [last])
@@ -280,13 +283,8 @@ class Delivery:
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
         self._leave(lane, entry)
-        ticket = entry.ticket
-        if ticket.failed:
-            return
-        ticket.acks.append(ack)
-        if len(ticket.acks) == ticket.count:
-            with contextlib.suppress(InvalidStateError):  # Its caller gave up.
-                ticket.future.set_result(ack if ticket.single else ticket.acks)
+        if not entry.ticket.failed:
+            entry.ticket.acknowledge(ack)
 
     def _leave(self, lane: Lane, entry: Entry) -> None:
         if lane.queue[0] is entry:
@@ -310,7 +308,8 @@ class Delivery:
                 if lane.lease is not None:
                     lane.lease.suspect = True
             self._leave(lane, other)
-        fail_future(entry.ticket, error)
+        if not entry.ticket.failed:
+            entry.ticket.fail(error)
 
 
 def _refusal(answer: bytes) -> tuple[int, str]:
@@ -321,18 +320,23 @@ def _refusal(answer: bytes) -> tuple[int, str]:
     return code or status, description
 
 
+def _readable(answer: tuple[int, bool] | bytes | None) -> tuple[int, bool] | bytes | None:
+    """An answer that is no PubAck says as little as none; one in an unusual form is read here."""
+    if not answer or isinstance(answer, tuple):
+        return answer
+    try:
+        seq, duplicate, _, code, status, _, _ = _fastpath.parse_puback(answer)
+    except ValueError:
+        return None
+    return answer if code or status else (seq, duplicate)
+
+
 def full(name: str, max_bytes: int, detail: str = "") -> WalFull:
     return WalFull(
         f"the log {name} is full ({max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer runs and "
         "reaches its database (`skialith status`), or raise the stream's max_bytes",
         outcome="not_written",
     )
-
-
-def fail_future(ticket: Ticket, error: SkialithError) -> None:
-    ticket.failed = True
-    with contextlib.suppress(InvalidStateError):  # Its caller gave up.
-        ticket.future.set_exception(error)
 
 
 def _copied(error: SkialithError) -> Any:

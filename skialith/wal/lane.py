@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
+from ..errors import SkialithError
 from ..records import Ack
+from ._promise import Promise
 from ._wire import Turn
 from .lease import Lease
 
@@ -36,18 +36,35 @@ class Entry:
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One call: how many records it has, what is acknowledged of them in order, and the future its thread waits on.
+    """One call: how many records it has, and what is acknowledged of them, in order.
 
-    ``future`` gives the list of ``acks``, or with ``single`` the one. ``deadline``: of the last record handed over.
+    ``promise``: what its thread waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
+    its error. ``deadline``: of the last record handed over.
     """
 
     agent_id: str
     count: int
     deadline: float = 0.0
-    single: bool = False
+    settle: Callable[[Ack | SkialithError], object] | None = None
     failed: bool = False
-    future: Future[Any] = field(default_factory=Future)
+    promise: Promise = field(default_factory=Promise)
     acks: list[Ack] = field(default_factory=list)
+
+    def acknowledge(self, ack: Ack) -> None:
+        """The next of its records is durable."""
+        self.acks.append(ack)
+        if self.settle is not None:
+            self.settle(ack)
+        elif len(self.acks) == self.count:
+            self.promise.set(self.acks)
+
+    def fail(self, error: SkialithError) -> None:
+        """One of its records failed, and so did those behind it."""
+        self.failed = True
+        if self.settle is not None:
+            self.settle(error)
+        else:
+            self.promise.fail(error)
 
 
 @dataclass(slots=True, eq=False)

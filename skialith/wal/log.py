@@ -7,15 +7,16 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
+from functools import partial
 
 from ..config import APPEND_ATTEMPT_SECONDS, IDLE_LANES, MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS
 from ..errors import AgentFenced, Closed, WalUnavailable
 from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
 from ._wire import Unsettled
-from .delivery import BURIAL_LANE, Delivery, fail_future
+from .delivery import BURIAL_LANE, Delivery
+from .futures import Futures
 from .lane import Entry, Lane, Ticket, holding
 from .lease import Lease, Leases
 from .read import Reader
@@ -37,6 +38,7 @@ class Log:
         self._stream = stream
         self._leases = leases
         self._delivery = Delivery(connection, stream, leases, reader)
+        self._futures = Futures()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.lanes: dict[str, Lane] = {}
@@ -69,10 +71,9 @@ class Log:
 
     def append_nowait(self, record: Record, deadline: float) -> Future[Ack]:
         """Hand over one record, behind what its agent has waiting; the future gives its ``Ack`` or its error."""
-        ticket = Ticket(record.agent_id, 1, single=True)
-        ticket.future.set_running_or_notify_cancel()
-        self.append(ticket, [record], deadline)
-        return ticket.future
+        future = self._futures.make()
+        self.append(Ticket(record.agent_id, 1, settle=partial(self._futures.settle, future)), [record], deadline)
+        return future
 
     def append(self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False) -> None:
         """Hand over the next records of a call, in order.
@@ -103,24 +104,18 @@ class Log:
 
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
+        seconds = max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS
         try:
-            return self._acks(ticket, max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
-        except FutureTimeout as error:
-            if not ticket.future.cancel() and not ticket.future.cancelled():
-                return self._acks(ticket, 0.0)
+            acks: list[Ack] = ticket.promise.wait(seconds)
+            return acks
+        except TimeoutError as error:
             raise WalUnavailable(
                 f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
                 "written, call again with the same id",
                 outcome="unknown",
             ) from error
-        except BaseException:
-            ticket.future.cancel()
-            raise
-
-    @staticmethod
-    def _acks(ticket: Ticket, timeout: float) -> list[Ack]:
-        acks: list[Ack] = ticket.future.result(timeout)
-        return acks
+        finally:
+            ticket.promise.give_up()  # After Ctrl-C: what was not sent yet is not sent any more.
 
     def drained(self, deadline: float) -> bool:
         """Wait until every call has its PubAck or its error; False at the deadline."""
@@ -147,7 +142,7 @@ class Log:
             self._refuse(entries)
             return True
         except BaseException:
-            entries[0].ticket.future.cancel()
+            entries[0].ticket.promise.give_up()
             raise
 
     def _lane(self, agent_id: str) -> Lane:
@@ -179,7 +174,8 @@ class Log:
         for entry in entries:
             if entry.ticket.agent_id != BURIAL_LANE:
                 self._connection.wire.leave(1, entry.size)
-            fail_future(entry.ticket, _closed(entry))
+            if not entry.ticket.failed:
+                entry.ticket.fail(_closed(entry))
 
     async def _drain(self, lane: Lane) -> None:
         try:
@@ -292,6 +288,7 @@ class Log:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
+        self._futures.close()
 
 
 def _closed(entry: Entry) -> Closed:

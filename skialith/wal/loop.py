@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ..errors import Closed, WalUnavailable
+from ._link import tell
+from ._promise import Promise
 
 T = TypeVar("T")
 
+_START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 
 
@@ -25,13 +25,42 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+class _Call:
+    """One coroutine that another thread waits for."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._loop = loop
+        self._coroutine = coroutine
+        self._task: asyncio.Task[Any] | None = None
+        self.promise = Promise()
+
+    def start(self) -> None:
+        if self.promise.given_up:
+            self._coroutine.close()
+        elif self._task is None:  # else a signal came between, and it was told twice
+            self._task = self._loop.create_task(self._coroutine)
+            self._task.add_done_callback(self._settle)
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self.promise.fail(Closed("Skialith was closed during the call", outcome="unknown"))
+        elif (error := task.exception()) is not None:
+            self.promise.fail(error)
+        else:
+            self.promise.set(task.result())
+
+
 class LoopThread:
     """Runs coroutines for threads. ``start()`` returns only when the loop answers."""
 
     def __init__(self, name: str = "skialith-loop") -> None:
         self._loop = _new_loop()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._started = threading.Event()
+        self._started = Promise()
         self._stopped = False
 
     @property
@@ -40,11 +69,11 @@ class LoopThread:
 
     def start(self) -> None:
         self._thread.start()
-        self._started.wait()
+        self._started.wait(_START_SECONDS)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.call_soon(self._started.set)
+        self._loop.call_soon(self._started.set, None)
         try:
             self._loop.run_forever()
         finally:
@@ -59,45 +88,27 @@ class LoopThread:
         if tasks:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=_STOP_SECONDS))
 
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop; raises ``Closed`` when the loop has stopped."""
-        if self._stopped:
-            coroutine.close()
-            raise Closed("Skialith is closed: the call was made after close() or during interpreter exit")
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise Closed("Skialith is closed: the call was made after close() or during interpreter exit") from None
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Run a callback on the loop soon; nothing happens when the loop has stopped."""
-        if not self._stopped:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(callback)
-
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
         """Run a coroutine to its end and return its result. Interruptible; bounded by ``timeout`` seconds.
 
         The coroutine is expected to keep its own deadline; the timeout here is the net below it, and raises
-        ``WalUnavailable`` with outcome ``unknown``. After Ctrl-C the coroutine is cancelled.
+        ``WalUnavailable`` with outcome ``unknown``. After Ctrl-C the coroutine is cancelled. Raises ``Closed`` when the loop
+        has stopped.
         """
-        future = self.submit(coroutine)
+        call = _Call(self._loop, coroutine)
         try:
-            return future.result(timeout)
-        except FutureTimeout as error:
-            if future.done():
+            if self._stopped or not tell(self._loop.call_soon_threadsafe, (call.start,)):
+                coroutine.close()
+                raise Closed("Skialith is closed: the call was made after close() or during interpreter exit")
+            result: T = call.promise.wait(timeout)
+            return result
+        except TimeoutError as error:
+            if not call.promise.give_up():
                 raise
-            future.cancel()
-            raise WalUnavailable(
-                f"no answer from the loop thread within {timeout:.1f} s",
-                outcome="unknown",
-            ) from error
-        except CancelledError as error:
-            raise Closed("Skialith was closed during the call", outcome="unknown") from error
-        except BaseException:
-            future.cancel()
-            raise
+            raise WalUnavailable(f"no answer from the loop thread within {timeout:.1f} s", outcome="unknown") from error
+        finally:
+            if call.promise.give_up() or call.promise.given_up:
+                tell(self._loop.call_soon_threadsafe, (call.cancel,))
 
     def stop(self) -> None:
         """Stop the loop and join its thread. May be called twice, and before ``start``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 
 from ..config import (
     ACK_WAIT_SECONDS,
@@ -160,6 +159,6 @@ class ConsumerSource:
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
         ticket = self._log.bury(letter, time.monotonic() + API_TIMEOUT_SECONDS)
         try:
-            ticket.future.result(API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
-        except FutureTimeout as error:
+            ticket.promise.wait(API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS)
+        except TimeoutError as error:
             raise WalUnavailable("no PubAck for a dead letter in time; it is tried again", outcome="unknown") from error

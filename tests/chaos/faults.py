@@ -242,7 +242,7 @@ def _acknowledge_before_durable() -> None:
         hold(self, records, deadline)
         ticket.acks.extend(Ack(1, False) for _ in records)
         if len(ticket.acks) == ticket.count:
-            ticket.future.set_result(ticket.acks)
+            ticket.promise.set(ticket.acks)
 
     def append_one(self: Log, record: Record, deadline: float) -> Ack:
         hold(self, [record], deadline)

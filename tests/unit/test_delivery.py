@@ -45,9 +45,9 @@ class Calls:
         return self.delivery._settle(self.lane, self.group, list(answers))
 
     def error(self, number: int) -> WalUnavailable:
-        error = self.tickets[number].future.exception(0)
-        assert isinstance(error, WalUnavailable)
-        return error
+        with pytest.raises(WalUnavailable) as caught:
+            self.tickets[number].promise.wait(0)
+        return caught.value
 
 
 def acked(*seqs: int) -> list[tuple[int, bool]]:
@@ -57,7 +57,7 @@ def acked(*seqs: int) -> list[tuple[int, bool]]:
 def test_a_window_that_is_stored_leaves_nothing() -> None:
     calls = Calls(2, 1)
     assert calls.settle(*acked(5, 6), (7, True)) == []
-    assert [[ack.seq for ack in ticket.future.result(0)] for ticket in calls.tickets] == [[5, 6], [7]]
+    assert [[ack.seq for ack in ticket.promise.wait(0)] for ticket in calls.tickets] == [[5, 6], [7]]
     assert not calls.lane.queue
     assert (calls.wire.left, calls.tally.last_seq) == (3, 7)
 
@@ -66,7 +66,7 @@ def test_what_has_no_answer_at_the_end_is_sent_again() -> None:
     calls = Calls(4)
     assert calls.settle(*acked(5, 6), None, None) == [None, None]
     assert [entry.unknown for entry in calls.lane.queue] == [True, True]
-    assert not calls.tickets[0].future.done()
+    assert not calls.tickets[0].promise.done
     assert [ack.seq for ack in calls.tickets[0].acks] == [5, 6]
 
 
@@ -89,7 +89,7 @@ def test_a_record_that_a_later_one_overtook_is_reported_and_never_sent_again(ans
     assert calls.settle((5, False), answer, (6, False)) == []
     assert calls.error(1).outcome == outcome
     assert calls.error(1).retryable
-    assert [calls.tickets[n].future.result(0)[0].seq for n in (0, 2)] == [5, 6]
+    assert [calls.tickets[n].promise.wait(0)[0].seq for n in (0, 2)] == [5, 6]
     assert not calls.lane.queue
 
 
