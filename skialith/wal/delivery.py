@@ -119,7 +119,7 @@ class Delivery:
         await self._connection.ready(deadline)
         self._check_payload(lane, group)
         if lane.agent_id != BURIAL_LANE:
-            await self._check_room(sum(entry.size for entry in group), deadline)
+            await self._check_room(lane, sum(entry.size for entry in group), deadline)
         if lane.lease is not None:
             await self._leases.ensure(lane.lease, deadline)
         atomic = bool(group[0].chunks) or (len(group) > 1 and self._stream.replicas > 1)
@@ -190,12 +190,16 @@ class Delivery:
                 outcome="unknown",
             )
         code, description = _refusal(answer)
-        return WalUnavailable(
+        error: SkialithError = WalUnavailable(
             f"agent {lane.agent_id!r}: the server refused the record ({description}, {code}), while a later one of this agent is "
             "stored; call again with the same id to save it behind that one",
-            # Of a call with many records, those behind are written.
-            outcome="not_written" if entry.ticket.count == 1 else "unknown",
+            outcome="not_written",
         )
+        if _is_full(code, description):
+            error = self._full(lane, description)
+        if entry.ticket.count > 1:
+            error.outcome = "unknown"  # some of those behind it are written
+        return error
 
     async def _judge(self, lane: Lane, answer: bytes, deadline: float) -> None:
         """What a refusal means for the attempt; always raises."""
@@ -205,9 +209,8 @@ class Delivery:
         if code == WRONG_LAST_SEQUENCE and lane.lease is not None:
             # Alone it proves nothing: the lease may be mine at a newer sequence.
             await self._leases.verify(lane.lease, deadline)
-        elif code == _STORE_FAILED or "maximum bytes" in description:
-            name = self._stream.dead_name if lane.agent_id == BURIAL_LANE else self._stream.name
-            raise Refused(full(name, self._stream.max_bytes, description))
+        elif _is_full(code, description):
+            raise Refused(self._full(lane, description))
         elif code not in _RETRY_CODES:
             text = f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})"
             raise Refused(WalRejected(text, code=code))
@@ -265,7 +268,7 @@ class Delivery:
                 )
             )
 
-    async def _check_room(self, size: int, deadline: float) -> None:
+    async def _check_room(self, lane: Lane, size: int, deadline: float) -> None:
         if self._stream.has_room(size):
             return
         try:
@@ -273,7 +276,15 @@ class Delivery:
         except ApiError as error:
             raise Again(str(error)) from error
         if not self._stream.has_room(size):
-            raise Refused(full(self._stream.name, self._stream.max_bytes))
+            raise Refused(self._full(lane))
+
+    def _full(self, lane: Lane, detail: str = "") -> WalFull:
+        name = self._stream.dead_name if lane.agent_id == BURIAL_LANE else self._stream.name
+        return WalFull(
+            f"the log {name} is full ({self._stream.max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer "
+            "runs and reaches its database (`skialith status`), or raise the stream's max_bytes",
+            outcome="not_written",
+        )
 
     # ---- ends
 
@@ -331,12 +342,8 @@ def _readable(answer: tuple[int, bool] | bytes | None) -> tuple[int, bool] | byt
     return answer if code or status else (seq, duplicate)
 
 
-def full(name: str, max_bytes: int, detail: str = "") -> WalFull:
-    return WalFull(
-        f"the log {name} is full ({max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer runs and "
-        "reaches its database (`skialith status`), or raise the stream's max_bytes",
-        outcome="not_written",
-    )
+def _is_full(code: int, description: str) -> bool:
+    return code == _STORE_FAILED or "maximum bytes" in description
 
 
 def _copied(error: SkialithError) -> Any:

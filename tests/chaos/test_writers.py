@@ -88,7 +88,11 @@ def test_the_log_is_full_and_drains(sqlite_world: World, report: Report) -> None
     report("7 the log is full, then drains", 1, verdict)
     assert not verdict.problems, str(verdict)
     errors = {(call.error, call.outcome) for call in world.evidence().calls if call.error}
-    assert errors <= {("WalFull", "not_written"), ("BatchFailed", "not_written")}, errors
+    # Of records that are in flight together one may be refused and a smaller one behind it be written.
+    allowed = {("WalFull", "not_written"), ("BatchFailed", "not_written"), ("BatchFailed", "unknown")}
+    assert errors <= allowed, errors
+    causes = {line["cause"] for line in child.lines() if line.get("error") == "BatchFailed"}
+    assert causes <= {"WalFull"}, causes
 
 
 def is_full(line: dict[str, Any]) -> bool:

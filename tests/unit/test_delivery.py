@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from skialith.errors import WalUnavailable
+from skialith.errors import WalError, WalFull
 from skialith.wal._wire import Tally, Turn
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket, holding
@@ -33,7 +33,7 @@ class Calls:
 
     def __init__(self, *counts: int) -> None:
         self.wire, self.tally = Wire(), Tally()
-        connection, stream = SimpleNamespace(wire=self.wire), SimpleNamespace(tally=self.tally)
+        connection, stream = SimpleNamespace(wire=self.wire), SimpleNamespace(tally=self.tally, name="S", max_bytes=1)
         self.delivery = Delivery(cast(Any, connection), cast(Any, stream), cast(Any, None), cast(Any, None))
         self.lane = Lane("a", ("s", "c"))
         self.tickets = [Ticket("a", count) for count in counts]
@@ -44,8 +44,8 @@ class Calls:
     def settle(self, *answers: Any) -> list[bytes | None]:
         return self.delivery._settle(self.lane, self.group, list(answers))
 
-    def error(self, number: int) -> WalUnavailable:
-        with pytest.raises(WalUnavailable) as caught:
+    def error(self, number: int) -> WalError:
+        with pytest.raises(WalError) as caught:
             self.tickets[number].promise.wait(0)
         return caught.value
 
@@ -89,6 +89,7 @@ def test_a_record_that_a_later_one_overtook_is_reported_and_never_sent_again(ans
     assert calls.settle((5, False), answer, (6, False)) == []
     assert calls.error(1).outcome == outcome
     assert calls.error(1).retryable
+    assert isinstance(calls.error(1), WalFull) == (answer is FULL)
     assert [calls.tickets[n].promise.wait(0)[0].seq for n in (0, 2)] == [5, 6]
     assert not calls.lane.queue
 
