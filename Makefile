@@ -7,7 +7,8 @@ SKIALITH_CHAOS_ROUNDS ?= 20
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-SOURCES := pyproject.toml setup.py skialith/_fastpath.pyx scripts/setup.sh
+COMPILED := skialith._fastpath skialith.wal._link skialith.wal._wire
+SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint chaos bench clean
@@ -30,7 +31,7 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 	@echo "==> import-linter"
 	@$(BIN)/lint-imports --no-cache
 	@echo "==> stubtest"
-	@$(BIN)/python -m mypy.stubtest skialith._fastpath --mypy-config-file pyproject.toml
+	@$(BIN)/python -m mypy.stubtest $(COMPILED) --mypy-config-file pyproject.toml
 
 chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
@@ -42,7 +43,7 @@ bench: .venv/.ready-dev  ## measure everything beside its floor or ceiling: tabl
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"
 	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
-	@rm -f skialith/_fastpath.c skialith/_fastpath.*.so
+	@rm -f skialith/*.c skialith/wal/*.c skialith/*.so skialith/wal/*.so
 	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready-demo: $(SOURCES)

@@ -1,4 +1,4 @@
-"""Builds skialith._fastpath; everything else about the package stands in pyproject.toml.
+"""Builds the compiled modules; everything else about the package stands in pyproject.toml.
 
 ``SKIALITH_BUILD=debug`` compiles without optimisation and with C assertions, ``SKIALITH_BUILD=asan`` adds the address
 and undefined-behaviour sanitizers (run Python with libasan preloaded).
@@ -18,14 +18,17 @@ FLAGS = {
 }
 compile_args, link_args = FLAGS[os.environ.get("SKIALITH_BUILD", "release")]
 
-setup(
-    ext_modules=[
-        # A plain Extension: setuptools runs Cython itself and puts the .pyx into the sdist, which cythonize() does not.
-        Extension(
-            "skialith._fastpath",
-            ["skialith/_fastpath.pyx"],
-            extra_compile_args=compile_args,
-            extra_link_args=link_args,
-        )
-    ]
-)
+
+def extension(name: str) -> Extension:
+    """A plain Extension: setuptools runs Cython itself and puts the .pyx into the sdist, which cythonize() does not."""
+    path = name.replace(".", "/")
+    return Extension(
+        name,
+        [f"{path}.pyx"],
+        depends=["skialith/_fastpath.pxd", "skialith/wal/_link.pxd"],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+
+
+setup(ext_modules=[extension(name) for name in ("skialith._fastpath", "skialith.wal._link", "skialith.wal._wire")])

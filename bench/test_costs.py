@@ -106,7 +106,7 @@ def test_cpu(benchmark: BenchmarkFixture, nats: NatsServer, report: Report) -> N
 
 _KEY = _fastpath.event_key("bench", "agent", "event")
 _RECORD = _fastpath.encode_record(1, "agent", "event", _KEY, 1, "thought", 1_767_225_600_000_000, 0, BODY, None)
-_HEADERS = _fastpath.record_headers(_KEY, 7, "skialith.bench.lease.agent")
+_HEADERS = _fastpath.record_headers(_KEY) + _fastpath.fence(7, "skialith.bench.lease.agent")
 _PUBACK = b'{"stream":"SKIALITH_bench","seq":1767225600000001}'
 _ACK_SUBJECT = "$JS.ACK.SKIALITH_bench.writer.1.1767225600000001.42.1767225600000000000.7"
 _SUBJECT = "skialith.bench.log.event.agent"
@@ -115,7 +115,7 @@ STEPS: dict[str, Callable[[], object]] = {
     "encode_record": lambda: _fastpath.encode_record(
         1, "agent", "event", _KEY, 1, "thought", 1_767_225_600_000_000, 0, BODY, None
     ),
-    "record_headers, fenced": lambda: _fastpath.record_headers(_KEY, 7, "skialith.bench.lease.agent"),
+    "record_headers and fence": lambda: _fastpath.record_headers(_KEY) + _fastpath.fence(7, "skialith.bench.lease.agent"),
     "hpub": lambda: _fastpath.hpub(_SUBJECT, "_INBOX.bench.1", _HEADERS, _RECORD),
     "parse_puback": lambda: _fastpath.parse_puback(_PUBACK),
     "parse_ack_subject": lambda: _fastpath.parse_ack_subject(_ACK_SUBJECT),

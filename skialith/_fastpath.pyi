@@ -55,10 +55,13 @@ def hpub(subject: str, reply: str, headers: bytes, payload: bytes) -> bytes:
 def pub(subject: str, reply: str, payload: bytes) -> bytes:
     """A whole PUB frame; as :func:`hpub` without headers."""
 
-def record_headers(msg_id: bytes, expected_last: int | None = None, expected_subject: str | None = None) -> bytes:
-    """The header lines of a record: ``Nats-Msg-Id`` (hex of ``msg_id``) and, both or neither, the lease it depends on.
+def record_headers(msg_id: bytes) -> bytes:
+    """The header line of every record: ``Nats-Msg-Id``, the hex of ``msg_id``."""
 
-    ``expected_last``: 0 to 2**64-1, the last sequence that ``expected_subject`` must have for the server to accept.
+def fence(sequence: int, subject: str) -> bytes:
+    """The header lines that let the server accept a message only while ``sequence`` is the last one on ``subject``.
+
+    ``sequence``: 0 to 2**64-1.
     """
 
 def parse_puback(data: bytes) -> tuple[int, bool, str, int, int, str, int]:
@@ -82,3 +85,6 @@ def scan_payload(data: bytes, max_depth: int) -> bool:
     ``ValueError`` for what is deeper, cut short, or followed by more bytes. Does not look inside text, so invalid UTF-8
     passes.
     """
+
+__pyx_capi__: dict[str, object]
+"""What other compiled modules take from here."""

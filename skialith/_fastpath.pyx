@@ -11,22 +11,17 @@ contracts stand in ``_fastpath.pyi``; ``tests/property/oracle.py`` says the same
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeASCII, PyUnicode_DecodeUTF8
-from libc.stdint cimport INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 import json
 from hashlib import blake2b
 
-cdef extern from "Python.h":
-    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-
 cdef enum:
     VERSION = 1
     FIELDS = 10
-    KEY_BYTES = 16
     TOKEN_LIMIT = 200
     TOKEN_PREFIX = 167  # TOKEN_LIMIT less "~" and 32 hex digits
-    CONTROL_LINE_LIMIT = 4096  # nats-server's default max_control_line; it ends the connection of a client over it
     ACK_TOKENS_V1 = 9
     ACK_TOKENS_V2 = 11
 
@@ -157,6 +152,59 @@ cdef int _check_length(str what, Py_ssize_t size) except -1:
     return 0
 
 
+cdef int record_form(RecordForm* form, object fields) except -1:
+    """Check the fields of a ``Record`` and measure its wire form, without the manifest that stands for a missing body.
+
+    ``form`` points into the fields, so it is good as long as they are.
+    """
+    if not isinstance(fields, tuple) or len(fields) < FIELDS:
+        raise TypeError("not a record")
+    cdef tuple record = <tuple> fields  # a subclass: without the cast Cython takes tuple itself only
+    cdef str agent_id = record[2]
+    cdef str record_id = record[3]
+    cdef bytes key = record[4]
+    cdef str event_type = record[6]
+    cdef bytes body = record[9]
+    form.kind = record[0]
+    form.step_index = record[5]
+    form.created_us = record[7]
+    form.codec = record[8]
+    _check_head(form.kind, key, form.codec)
+    form.agent = PyUnicode_AsUTF8AndSize(agent_id, &form.agent_size)
+    form.ident = PyUnicode_AsUTF8AndSize(record_id, &form.id_size)
+    form.etype = PyUnicode_AsUTF8AndSize(event_type, &form.type_size)
+    form.key = PyBytes_AS_STRING(key)
+    form.body = NULL if body is None else PyBytes_AS_STRING(body)
+    form.body_size = 0 if body is None else PyBytes_GET_SIZE(body)
+    _check_length("agent_id", form.agent_size)
+    _check_length("record_id", form.id_size)
+    _check_length("event_type", form.type_size)
+    _check_length("body", form.body_size)
+    form.size = 2 + _int_size(form.kind) + _int_size(form.step_index) + _int_size(form.created_us) + _int_size(form.codec)
+    form.size += _str_head(form.agent_size) + form.agent_size + _str_head(form.id_size) + form.id_size
+    form.size += _str_head(form.type_size) + form.type_size + 2 + KEY_BYTES
+    if body is not None:
+        form.size += _bin_head(form.body_size) + form.body_size
+    return 0
+
+
+cdef uint8_t* put_record(uint8_t* p, const RecordForm* form) noexcept nogil:
+    """Write the ``form.size`` bytes that were measured; returns the end."""
+    p[0] = 0x90 | FIELDS
+    p[1] = VERSION
+    p = _put_int(p + 2, form.kind)
+    p = _put_str(p, form.agent, form.agent_size)
+    p = _put_str(p, form.ident, form.id_size)
+    p = _put_bin(p, form.key, KEY_BYTES)
+    p = _put_int(p, form.step_index)
+    p = _put_str(p, form.etype, form.type_size)
+    p = _put_int(p, form.created_us)
+    p = _put_int(p, form.codec)
+    if form.body != NULL:
+        p = _put_bin(p, form.body, form.body_size)
+    return p
+
+
 def encode_record(
     int64_t kind,
     str agent_id not None,
@@ -171,38 +219,13 @@ def encode_record(
 ):
     if (body is None) == (manifest is None):
         raise ValueError("a record has either a body or a manifest")
-    _check_head(kind, key, codec)
-    cdef Py_ssize_t agent_size, id_size, type_size, total, body_size
-    cdef const char* agent = PyUnicode_AsUTF8AndSize(agent_id, &agent_size)
-    cdef const char* ident = PyUnicode_AsUTF8AndSize(record_id, &id_size)
-    cdef const char* etype = PyUnicode_AsUTF8AndSize(event_type, &type_size)
-    cdef bytes tail = body if manifest is None else _encode_manifest(manifest)
-    body_size = PyBytes_GET_SIZE(tail)
-    _check_length("agent_id", agent_size)
-    _check_length("record_id", id_size)
-    _check_length("event_type", type_size)
-    _check_length("body", body_size)
-    total = 2 + _int_size(kind) + _int_size(step_index) + _int_size(created_us) + _int_size(codec)
-    total += _str_head(agent_size) + agent_size + _str_head(id_size) + id_size + _str_head(type_size) + type_size
-    total += 2 + KEY_BYTES + body_size + (_bin_head(body_size) if manifest is None else 0)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, total)
-    cdef uint8_t* start = <uint8_t*> PyBytes_AS_STRING(out)
-    cdef uint8_t* p = start
-    p[0] = 0x90 | FIELDS
-    p[1] = VERSION
-    p = _put_int(p + 2, kind)
-    p = _put_str(p, agent, agent_size)
-    p = _put_str(p, ident, id_size)
-    p = _put_bin(p, PyBytes_AS_STRING(key), KEY_BYTES)
-    p = _put_int(p, step_index)
-    p = _put_str(p, etype, type_size)
-    p = _put_int(p, created_us)
-    p = _put_int(p, codec)
-    if manifest is None:
-        p = _put_bin(p, PyBytes_AS_STRING(tail), body_size)
-    else:
-        p = _put_bytes(p, PyBytes_AS_STRING(tail), body_size)
-    assert p - start == total
+    cdef RecordForm form
+    cdef tuple record = (kind, None, agent_id, record_id, key, step_index, event_type, created_us, codec, body)
+    record_form(&form, record)
+    cdef bytes tail = b"" if manifest is None else _encode_manifest(manifest)
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, form.size + PyBytes_GET_SIZE(tail))
+    cdef uint8_t* p = put_record(<uint8_t*> PyBytes_AS_STRING(out), &form)
+    _put_bytes(p, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
     return out
 
 
@@ -436,45 +459,43 @@ cdef bytes _frame(bytes line, bytes version, bytes headers, bytes payload):
     return out
 
 
-def record_headers(bytes msg_id not None, expected_last=None, str expected_subject=None):
-    cdef uint64_t sequence
-    if (expected_last is None) != (expected_subject is None):
-        raise ValueError("expected_last and expected_subject belong together")
-    cdef bytes head = b"Nats-Msg-Id: " + msg_id.hex().encode("ascii") + b"\r\n"
+def record_headers(bytes msg_id not None):
     if not msg_id:
         raise ValueError("msg_id must not be empty")
-    if expected_last is None:
-        return head
-    sequence = expected_last
-    _check_subject("expected_subject", expected_subject)
-    return head + (
+    return b"Nats-Msg-Id: " + msg_id.hex().encode("ascii") + b"\r\n"
+
+
+def fence(uint64_t sequence, str subject not None):
+    _check_subject("subject", subject)
+    return (
         f"Nats-Expected-Last-Subject-Sequence: {sequence}\r\n"
-        f"Nats-Expected-Last-Subject-Sequence-Subject: {expected_subject}\r\n"
+        f"Nats-Expected-Last-Subject-Sequence-Subject: {subject}\r\n"
     ).encode("ascii")
 
 
 # ---- PubAcks and ack subjects
 
 
-def parse_puback(bytes data not None):
-    cdef const char* p = PyBytes_AS_STRING(data)
-    cdef const char* end = p + PyBytes_GET_SIZE(data)
-    cdef const char* name
-    cdef const char* stop
-    cdef uint64_t seq = 0
-    # The two answers nearly every record gets, as nats-server writes them; anything else is read as JSON.
+cdef bint read_puback(const char* p, Py_ssize_t size, PubAck* ack) noexcept nogil:
+    """The two answers nearly every record gets, as nats-server writes them; False for anything else."""
+    cdef const char* end = p + size
     if not _skip(&p, end, b'{"stream":"', 11):
-        return _puback_from_json(data)
-    name = p
+        return False
+    ack.name = p
     while p < end and 0x20 <= <uint8_t> p[0] < 0x7F and p[0] != c'"' and p[0] != c"\\":
         p += 1
-    stop = p
-    if not (_skip(&p, end, b'", "seq":', 9) or _skip(&p, end, b'","seq":', 8)) or not _digits(&p, end, &seq):
-        return _puback_from_json(data)
-    duplicate = _skip(&p, end, b',"duplicate": true', 18) or _skip(&p, end, b',"duplicate":true', 17)
-    if seq == 0 or end - p != 1 or p[0] != c"}":
-        return _puback_from_json(data)
-    return seq, bool(duplicate), PyUnicode_DecodeASCII(name, stop - name, NULL), 0, 0, "", 0
+    ack.name_size = p - ack.name
+    if not (_skip(&p, end, b'", "seq":', 9) or _skip(&p, end, b'","seq":', 8)) or not read_digits(&p, end, &ack.seq):
+        return False
+    ack.duplicate = _skip(&p, end, b',"duplicate": true', 18) or _skip(&p, end, b',"duplicate":true', 17)
+    return ack.seq != 0 and end - p == 1 and p[0] == c"}"
+
+
+def parse_puback(bytes data not None):
+    cdef PubAck ack
+    if read_puback(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), &ack):
+        return ack.seq, bool(ack.duplicate), PyUnicode_DecodeASCII(ack.name, ack.name_size, NULL), 0, 0, "", 0
+    return _puback_from_json(data)
 
 
 cdef inline bint _skip(const char** p, const char* end, const char* text, Py_ssize_t size) noexcept nogil:
@@ -484,7 +505,7 @@ cdef inline bint _skip(const char** p, const char* end, const char* text, Py_ssi
     return True
 
 
-cdef bint _digits(const char** p, const char* end, uint64_t* value) noexcept nogil:
+cdef bint read_digits(const char** p, const char* end, uint64_t* value) noexcept nogil:
     """A decimal number without sign or leading zeros that fits 64 bits."""
     cdef const char* start = p[0]
     cdef uint64_t digit
@@ -530,9 +551,46 @@ cdef object _field(dict source, str name, type kind, object default, bytes data)
     return value
 
 
+cdef bint read_ack_subject(const char* start, Py_ssize_t size, AckSubject* ack) noexcept nogil:
+    """The parts of a consumer message's reply subject; False for anything that is not one."""
+    cdef const char* p = start
+    cdef const char* end = start + size
+    cdef const char* tokens[ACK_TOKENS_V2 + 1]
+    cdef Py_ssize_t first, i
+    cdef uint64_t numbers[5]
+    ack.tokens = 0
+    ack.wrong = 0
+    if not _skip(&p, end, b"$JS.ACK.", 8):
+        return False
+    tokens[0] = start
+    tokens[1] = start + 4
+    ack.tokens = 2
+    while p != NULL:
+        if ack.tokens <= ACK_TOKENS_V2:
+            tokens[ack.tokens] = p
+        ack.tokens += 1
+        p = <const char*> memchr(p, c".", <size_t> (end - p))
+        if p != NULL:
+            p += 1
+    if ack.tokens != ACK_TOKENS_V1 and ack.tokens < ACK_TOKENS_V2:
+        return False
+    first = 4 if ack.tokens == ACK_TOKENS_V1 else 6
+    for i in range(5):
+        p = tokens[first + i]
+        if not read_digits(&p, end, &numbers[i]) or not (p == end or p[0] == c"."):
+            ack.wrong = first + i + 1
+            return False
+    ack.consumer = tokens[first - 2]
+    ack.consumer_size = tokens[first] - 1 - ack.consumer
+    # delivered, stream sequence, consumer sequence, time, pending
+    ack.seq, ack.time_ns, ack.deliveries, ack.pending = numbers[1], numbers[3], numbers[0], numbers[4]
+    return True
+
+
 def parse_ack_subject(reply not None):
     cdef Py_ssize_t size
     cdef const char* start
+    cdef AckSubject ack
     if isinstance(reply, str):
         start = PyUnicode_AsUTF8AndSize(reply, &size)
     elif isinstance(reply, bytes):
@@ -540,32 +598,13 @@ def parse_ack_subject(reply not None):
         size = PyBytes_GET_SIZE(reply)
     else:
         raise TypeError(f"reply must be str or bytes, not {type(reply).__name__}")
-    cdef const char* p = start
-    cdef const char* end = start + size
-    cdef const char* tokens[ACK_TOKENS_V2 + 1]
-    cdef Py_ssize_t count = 0, first, i
-    cdef uint64_t numbers[5]
-    if not _skip(&p, end, b"$JS.ACK.", 8):
+    if read_ack_subject(start, size, &ack):
+        return ack.seq, ack.time_ns, ack.deliveries, ack.pending
+    if ack.tokens == 0:
         raise ValueError(f"not an ack subject: {reply!r}")
-    tokens[0] = start
-    tokens[1] = start + 4
-    count = 2
-    while p != NULL:
-        if count <= ACK_TOKENS_V2:
-            tokens[count] = p
-        count += 1
-        p = <const char*> memchr(p, c".", <size_t> (end - p))
-        if p != NULL:
-            p += 1
-    if count != ACK_TOKENS_V1 and count < ACK_TOKENS_V2:
-        raise ValueError(f"ack subject has {count} tokens, not {ACK_TOKENS_V1}, {ACK_TOKENS_V2} or more: {reply!r}")
-    first = 4 if count == ACK_TOKENS_V1 else 6
-    for i in range(5):
-        p = tokens[first + i]
-        if not _digits(&p, end, &numbers[i]) or not (p == end or p[0] == c"."):
-            raise ValueError(f"ack subject: token {first + i + 1} is not a 64-bit number: {reply!r}")
-    # delivered, stream sequence, consumer sequence, time, pending
-    return numbers[1], numbers[3], numbers[0], numbers[4]
+    if ack.wrong == 0:
+        raise ValueError(f"ack subject has {ack.tokens} tokens, not {ACK_TOKENS_V1}, {ACK_TOKENS_V2} or more: {reply!r}")
+    raise ValueError(f"ack subject: token {ack.wrong} is not a 64-bit number: {reply!r}")
 
 
 # ---- payload bodies

@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from .errors import (
 )
 from .history import Entry
 from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
+from .wal.lane import Ticket
 
 _MAX_STEP = 2**63 - 1
 
@@ -68,7 +70,18 @@ class SkialithAgent:
         """
         engine = self._engine("save_event")
         record = self._event(event_id, data, step)
-        return engine.wal.wait(engine.wal.append(self._agent_id, [record], self._deadline()))[0]
+        return engine.wal.log.append_one(record, self._deadline())
+
+    def save_event_nowait(self, event_id: str, data: Any, *, step: int | None = None) -> Future[Ack]:
+        """Hand over one event (ACCEPTED) and return the future of its ``Ack``, which is there at DURABLE.
+
+        Events of one agent keep the order of the calls. At most ``MAX_QUEUED_RECORDS`` records and ``MAX_QUEUED_BYTES`` of a
+        process wait for their PubAcks; when they are reached the call blocks. Arguments and errors as :meth:`save_event`:
+        ``InvalidArgument`` and ``Closed`` are raised here, the rest by the future, where ``outcome`` tells what became of the
+        record. The future cannot be cancelled.
+        """
+        engine = self._engine("save_event_nowait")
+        return engine.wal.log.append_nowait(self._event(event_id, data, step), self._deadline())
 
     def save_events(self, events: Iterable[tuple[str, Any]], *, step: int | None = None) -> list[Ack]:
         """Append ``(event_id, data)`` pairs in order, pipelined, and return one ``Ack`` each.
@@ -79,18 +92,19 @@ class SkialithAgent:
         """
         engine = self._engine("save_events")
         records = [self._event(event_id, data, step, f"events[{n}]") for n, (event_id, data) in enumerate(events)]
-        acks: list[Ack] = []
-        for batch in _batches(records):
-            try:
-                ticket = engine.wal.append(self._agent_id, batch, self._deadline())
-            except SkialithError as error:
-                raise _batch_failed(self._agent_id, records, acks, error) from error
-            try:
-                acks.extend(engine.wal.wait(ticket))
-            except SkialithError as error:
-                acks.extend(ticket.acks)
-                raise _batch_failed(self._agent_id, records, acks, error) from error
-        return acks
+        if not records:
+            return []
+        ticket = Ticket(self._agent_id, len(records))
+        try:
+            for batch in _batches(records):
+                engine.wal.log.append(ticket, batch, self._deadline())
+                if ticket.future.done():
+                    break
+            return engine.wal.log.wait(ticket)
+        except SkialithError as error:
+            raise _batch_failed(self._agent_id, records, ticket, error) from error
+        finally:
+            ticket.future.cancel()  # After an error or Ctrl-C: what was not sent yet is not sent any more.
 
     def checkpoint(self, step: int, data: Any) -> Ack:
         """Append the agent's state and return at DURABLE; ``resume()`` gives back the last one.
@@ -114,7 +128,7 @@ class SkialithAgent:
             codec,
             body,
         )
-        ack = engine.wal.wait(engine.wal.append(self._agent_id, [record], self._deadline()))[0]
+        ack = engine.wal.log.append_one(record, self._deadline())
         self._step = step
         return ack
 
@@ -276,15 +290,16 @@ def _batches(records: list[Record]) -> Iterator[list[Record]]:
         yield batch
 
 
-def _batch_failed(agent_id: str, records: list[Record], acks: list[Ack], error: SkialithError) -> BatchFailed:
-    failed = len(acks)
+def _batch_failed(agent_id: str, records: list[Record], ticket: Ticket, error: SkialithError) -> BatchFailed:
+    acks = list(ticket.acks)
+    failed = min(len(acks), len(records) - 1)
     return BatchFailed(
-        f"agent {agent_id!r}: {failed} of {len(records)} events are durable; event {records[failed].record_id!r} "
+        f"agent {agent_id!r}: {len(acks)} of {len(records)} events are durable; event {records[failed].record_id!r} "
         f"(events[{failed}]) failed: {error}",
         outcome=error.outcome,
         retryable=error.retryable,
         failed=failed,
-        acks=list(acks),
+        acks=acks,
     )
 
 

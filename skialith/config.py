@@ -55,6 +55,10 @@ APPEND_BATCH_RECORDS = 500
 """Records of one agent that go to the server as one atomic batch."""
 APPEND_BATCH_BYTES = 4 * 1024 * 1024
 """Bytes of one agent that go to the server as one atomic batch."""
+APPEND_WINDOW_RECORDS = 1000
+"""Records of one agent that are in flight together on a log without replicas."""
+IDLE_LANES = 10_000
+"""Agents that a process remembers without owning them."""
 RETRY_FIRST_SECONDS = 0.02
 """First pause between two attempts; doubled each time, with full jitter."""
 RETRY_LONGEST_SECONDS = 1.0
@@ -67,6 +71,11 @@ PING_SECONDS = 5.0
 """Interval of the protocol ping that finds dead connections."""
 API_TIMEOUT_SECONDS = 5.0
 """How long one JetStream API request may take before it is repeated."""
+
+LONGEST_CONTROL_LINE_BYTES = 256 * 1024
+"""Longest line that a server may send (its INFO names every server of a cluster); a longer one ends the connection."""
+LONGEST_MESSAGE_BYTES = 65 * 1024 * 1024
+"""Longest message that a server may send, headers included; over the largest that one can be configured to take."""
 
 # ---- the stream
 STREAM_FULL_SHARE = 0.95
@@ -89,6 +98,15 @@ WRITER_BATCH_ROWS = 512
 """A batch closes at this many records."""
 WRITER_BATCH_BYTES = 4 * 1024 * 1024
 """A batch closes at this many bytes."""
+PULL_RECORDS = 512
+"""Records of one pull request."""
+PULL_AHEAD_RECORDS = 2048
+"""Records that a writer has waiting or asked for, over all its open pull requests."""
+PULL_BYTES = 4 * 1024 * 1024
+"""Bytes of one pull request; more where the server's ``max_payload`` is larger."""
+PULL_AHEAD_BYTES = 14 * 1024 * 1024
+"""Bytes that a writer has waiting or asked for; one pull request at least. Both consumers stay under half of the 64 MiB at
+which a server gives up on a client that does not read."""
 WRITER_LINGER_SECONDS = 0.02
 """A batch closes this long after its first record."""
 WRITER_GIVE_BACK_SECONDS = 10.0

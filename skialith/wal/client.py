@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -126,7 +125,7 @@ class Wal:
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
             try:
-                if self.stream.appended_bytes:
+                if self.stream.tally.appended_bytes:
                     await self.stream.info()
                 await self.log.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
@@ -139,23 +138,14 @@ class Wal:
     # ---- appending and owning
 
     def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        return self.log.append(agent_id, records, deadline)
+        """Hand over records of one agent, in order. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent."""
+        ticket = Ticket(agent_id, len(records))
+        self.log.append(ticket, records, deadline)
+        return ticket
 
     def wait(self, ticket: Ticket) -> list[Ack]:
-        """One ``Ack`` per record, in order. Raises the record's error; interruptible, and Ctrl-C gives the call up."""
-        try:
-            return ticket.future.result(max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
-        except FutureTimeout as error:
-            if not ticket.future.cancel() and not ticket.future.cancelled():
-                return ticket.future.result()
-            raise WalUnavailable(
-                f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
-                "written, call again with the same id",
-                outcome="unknown",
-            ) from error
-        except BaseException:
-            ticket.future.cancel()
-            raise
+        """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
+        return self.log.wait(ticket)
 
     def claim(self, agent_id: str, deadline: float) -> None:
         self._call(lambda: self.log.claim(agent_id, deadline), deadline)
@@ -220,7 +210,7 @@ class Wal:
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
         deadline = time.monotonic() + timeout
-        self._call(lambda: self._flush(self.log.last_seq, timeout, deadline), deadline)
+        self._call(lambda: self._flush(self.stream.tally.last_seq, timeout, deadline), deadline)
 
     async def _flush(self, target: int, timeout: float, deadline: float) -> None:
         pause = _FLUSH_FIRST_SECONDS

@@ -1,4 +1,4 @@
-"""Records and dead letters as protocol frames: one message, or one atomic batch."""
+"""Records and dead letters as they are sent: entries, the fence of their owner, and atomic batches as frames."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from .. import _fastpath
 from ..config import ENVELOPE_RESERVE_BYTES, MAX_BATCH_MESSAGES
 from ..errors import RecordTooLarge
-from ..records import DeadLetter, Kind, Record
+from ..records import DeadLetter, Record
 from .dead import letter_data, letter_id, letter_kind
 from .lane import Entry, Ticket
 from .lease import Lease
@@ -21,10 +21,10 @@ HEADER_ROOM_BYTES = 1024
 """The longest headers of a record: message id, fence with a lease subject, batch."""
 
 
-def record_entry(record: Record, ticket: Ticket, subjects: Subjects, max_payload: int) -> Entry:
+def record_entry(
+    record: Record, subject: str, ticket: Ticket, deadline: float, subjects: Subjects, max_payload: int
+) -> Entry:
     """A record ready to send; a body over ``max_payload`` is cut into chunks. Raises ``RecordTooLarge``."""
-    event = record.kind == Kind.EVENT
-    subject = subjects.event(record.agent_id) if event else subjects.checkpoint(record.agent_id)
     body = record.body or b""
     chunks = _chunks(body, max_payload)
     manifest = None
@@ -45,17 +45,19 @@ def record_entry(record: Record, ticket: Ticket, subjects: Subjects, max_payload
     )
     size = len(data) + _HEADER_BYTES + sum(len(chunk) + _HEADER_BYTES for chunk in chunks)
     chunk_subject = subjects.chunk(record.agent_id) if chunks else ""
-    return Entry(subject, record.key, data, chunk_subject, chunks, size, ticket)
+    return Entry(subject, record.key, data, chunk_subject, chunks, size, ticket, deadline)
 
 
-def letter_entry(letter: DeadLetter, ticket: Ticket, subjects: Subjects, max_payload: int) -> Entry:
+def letter_entry(letter: DeadLetter, ticket: Ticket, deadline: float, subjects: Subjects, max_payload: int) -> Entry:
     """A dead letter ready to send, with the whole body of a large record behind it."""
     record = letter.record
     agent_id = record.agent_id if record is not None else ""
     chunks = _chunks(record.body or b"", max_payload) if record is not None and record.manifest is not None else []
     subject = subjects.dead_letter(letter_kind(record), agent_id)
     chunk_subject = subjects.dead_chunk(agent_id) if chunks else ""
-    return Entry(subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket)
+    return Entry(
+        subject, letter_id(letter.sink, letter.key), letter_data(letter), chunk_subject, chunks, 0, ticket, deadline
+    )
 
 
 def _chunks(body: bytes, max_payload: int) -> list[bytes]:
@@ -77,11 +79,6 @@ def _check_chunks(record: Record, body: bytes, chunks: list[bytes], max_payload:
         )
 
 
-def single(entry: Entry, lease: Lease | None, reply: str) -> bytes:
-    """One message, fenced if there is a lease."""
-    return _fastpath.hpub(entry.subject, reply, _headers(entry, lease), entry.data)
-
-
 def batch(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
     """One atomic batch: records, or the manifest of a large one and then its chunks. Every call makes a new batch id.
 
@@ -90,7 +87,8 @@ def batch(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
     identity = secrets.token_hex(12)
     messages: list[tuple[str, bytes, bytes]] = []
     for entry in group:
-        messages.append((entry.subject, _headers(entry, None if messages else lease), entry.data))
+        headers = _fastpath.record_headers(entry.key) + (b"" if messages else fence(lease))
+        messages.append((entry.subject, headers, entry.data))
         messages.extend((entry.chunk_subject, b"", chunk) for chunk in entry.chunks)
     frames = []
     for number, (subject, headers, data) in enumerate(messages, start=1):
@@ -102,7 +100,6 @@ def batch(group: list[Entry], lease: Lease | None, reply: str) -> bytes:
     return b"".join(frames)
 
 
-def _headers(entry: Entry, lease: Lease | None) -> bytes:
-    if lease is None:
-        return _fastpath.record_headers(entry.key)
-    return _fastpath.record_headers(entry.key, lease.seq, lease.subject)
+def fence(lease: Lease | None) -> bytes:
+    """The header lines by which the server checks that the lease is the last; none for an agent that nobody owns."""
+    return b"" if lease is None else _fastpath.fence(lease.seq, lease.subject)

@@ -1,22 +1,27 @@
-"""What waits for a PubAck: one lane per agent, bounded over the whole process."""
+"""What waits for a PubAck: one lane per agent, one thing in flight per lane."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
+import contextlib
 from collections import deque
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from ..config import MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS
 from ..records import Ack
+from ._wire import Turn
 from .lease import Lease
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One record on its way: its head frame's parts, its chunks if it is large, and what is known of its fate."""
+    """One record on its way: its head frame's parts, its chunks if it is large, and what is known of its fate.
+
+    ``deadline``: when its call gives up, ``time.monotonic()``. ``size``: bytes in the log, about.
+    """
 
     subject: str
     key: bytes
@@ -25,64 +30,72 @@ class Entry:
     chunks: list[bytes]
     size: int
     ticket: Ticket
+    deadline: float
     unknown: bool = False
     done: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One call: its entries, its deadline, and the future that its thread waits on."""
+    """One call: how many records it has, what is acknowledged of them in order, and the future its thread waits on.
+
+    ``future`` gives the list of ``acks``, or with ``single`` the one. ``deadline``: of the last record handed over.
+    """
 
     agent_id: str
-    deadline: float
-    future: Future[list[Ack]] = field(default_factory=Future)
+    count: int
+    deadline: float = 0.0
+    single: bool = False
+    failed: bool = False
+    future: Future[Any] = field(default_factory=Future)
     acks: list[Ack] = field(default_factory=list)
-    count: int = 0
-    size: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """What one agent has waiting. ``lock`` is held while anything of this agent is in flight, leases included."""
+    """What one agent has waiting. ``turn`` is taken while anything of this agent is in flight, leases included.
+
+    ``subjects``: of its events and its checkpoints.
+    """
 
     agent_id: str
+    subjects: tuple[str, str]
     queue: deque[Entry] = field(default_factory=deque)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: Turn = field(default_factory=Turn)
     running: bool = False
     holders: int = 0
     lease: Lease | None = None
 
 
-class Admission:
-    """Bounds what a process has waiting for PubAcks; full means the caller waits."""
+@asynccontextmanager
+async def holding(turn: Turn) -> AsyncIterator[None]:
+    """Hold the turn, as soon as nobody else does; on the loop."""
+    if not turn.try_take():
+        await _given(turn)
+    try:
+        yield
+    finally:
+        turn.give()
 
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._records = 0
-        self._bytes = 0
 
-    def enter(self, records: int, size: int, deadline: float) -> bool:
-        with self._condition:
-            return self._condition.wait_for(
-                lambda: (
-                    self._records == 0
-                    or (self._records + records <= MAX_QUEUED_RECORDS and self._bytes + size <= MAX_QUEUED_BYTES)
-                ),
-                timeout=max(0.0, deadline - time.monotonic()),
-            ) and self._add(records, size)
+async def _given(turn: Turn) -> None:
+    loop = asyncio.get_running_loop()
+    mine: asyncio.Future[None] = loop.create_future()
 
-    def _add(self, records: int, size: int) -> bool:
-        self._records += records
-        self._bytes += size
-        return True
+    def accept() -> None:
+        if mine.done():  # cancelled meanwhile
+            turn.give()
+        else:
+            mine.set_result(None)
 
-    def drained(self, deadline: float) -> bool:
-        """Wait until nothing waits for a PubAck; False at the deadline."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._records == 0, timeout=max(0.0, deadline - time.monotonic()))
+    def give() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(accept)
 
-    def leave(self, records: int, size: int) -> None:
-        with self._condition:
-            self._records -= records
-            self._bytes -= size
-            self._condition.notify_all()
+    turn.take_later(give)
+    try:
+        await mine
+    except asyncio.CancelledError:
+        if not turn.withdraw(give) and not mine.cancelled():
+            turn.give()
+        raise

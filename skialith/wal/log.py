@@ -6,112 +6,168 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import InvalidStateError
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import asynccontextmanager
-from typing import Any
 
-from .. import _fastpath
-from ..config import (
-    APPEND_ATTEMPT_SECONDS,
-    APPEND_BATCH_BYTES,
-    APPEND_BATCH_RECORDS,
-    MAX_QUEUED_BYTES,
-    MAX_QUEUED_RECORDS,
-)
-from ..errors import AgentFenced, Closed, Outcome, SkialithError, WalFull, WalRejected, WalUnavailable
-from ..records import Ack, DeadLetter, Record
+from ..config import APPEND_ATTEMPT_SECONDS, IDLE_LANES, MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS
+from ..errors import AgentFenced, Closed, WalUnavailable
+from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
-from .api import ApiError, NoResponders, backoff
-from .lane import Admission, Entry, Lane, Ticket
-from .lease import WRONG_LAST_SEQUENCE, Lease, Leases
+from ._wire import Unsettled
+from .delivery import BURIAL_LANE, Delivery, fail_future
+from .lane import Entry, Lane, Ticket, holding
+from .lease import Lease, Leases
 from .read import Reader
 from .stream import Stream
-from .transport import Connection, Disconnected, NoReply
+from .transport import Connection
 
-ATOMIC_FROM_RECORDS = 16
-"""From this many records of one agent an atomic batch (about 2.4 ms plus 12 us a record) beats one at a time."""
-
-_BURIAL_LANE = ""
-_DUPLICATE_IN_BATCH = 10201
-_STORE_FAILED = 10077
-_RETRY_CODES = (10158, 10164, 10176, 10008, 10023, 10204)
-
-
-class AppendFailed(Exception):
-    """Why an attempt is not repeated: the caller's error for every entry of the group."""
-
-    def __init__(self, error: SkialithError) -> None:
-        super().__init__(str(error))
-        self.error = error
+_GRACE_SECONDS = 5.0
+"""How long after its deadline a call waits for the loop to say what became of it."""
+_LOOK_AGAIN_SECONDS = 0.002
+_ROOM_SECONDS = 0.05
+"""How long a call waits at once for room, before it looks whether there is enough for it."""
 
 
 class Log:
-    """The append side of one namespace's stream. ``append`` may be called from any thread; the rest is the loop's."""
+    """The append side of one namespace's stream. The first part is for any thread, the rest is the loop's."""
 
     def __init__(self, connection: Connection, stream: Stream, leases: Leases, reader: Reader) -> None:
         self._connection = connection
         self._stream = stream
         self._leases = leases
-        self._reader = reader
-        self._loop = asyncio.get_running_loop()
-        self._admission = Admission()
+        self._delivery = Delivery(connection, stream, leases, reader)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.lanes: dict[str, Lane] = {}
-        self.last_seq = 0
-        """Highest sequence this process appended; what ``flush()`` waits for."""
 
     # ---- from any thread
 
-    def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        """Hand over records of one agent, in order; the ticket's future gives one ``Ack`` each.
+    def append_one(self, record: Record, deadline: float) -> Ack:
+        """Append one record and wait for its PubAck. Raises the record's error; interruptible.
 
-        Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent.
+        If nothing of its agent is in flight and nothing is amiss, the calling thread does all of it itself.
         """
-        ticket = Ticket(agent_id, deadline)
+        lane = self._lane(record.agent_id)
+        unknown = False
+        if self._stream.has_room(len(record.body or b"")):
+            try:
+                answer = self._connection.wire.append(
+                    lane.turn,
+                    self._stream.tally,
+                    lane.subjects[record.kind == Kind.CHECKPOINT],
+                    record,
+                    min(deadline, time.monotonic() + APPEND_ATTEMPT_SECONDS),
+                )
+                if answer is not None:
+                    return Ack(*answer)
+            except Unsettled:
+                unknown = True
+        ticket = Ticket(record.agent_id, 1)
+        self.append(ticket, [record], deadline, unknown=unknown)
+        return self.wait(ticket)[0]
+
+    def append_nowait(self, record: Record, deadline: float) -> Future[Ack]:
+        """Hand over one record, behind what its agent has waiting; the future gives its ``Ack`` or its error."""
+        ticket = Ticket(record.agent_id, 1, single=True)
+        ticket.future.set_running_or_notify_cancel()
+        self.append(ticket, [record], deadline)
+        return ticket.future
+
+    def append(self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False) -> None:
+        """Hand over the next records of a call, in order.
+
+        Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; these records were
+        not sent. ``unknown``: they were sent before, without an answer.
+        """
+        lane = self._lane(ticket.agent_id)
         subjects, max_payload = self._stream.subjects, self._connection.max_payload
-        entries = [frames.record_entry(record, ticket, subjects, max_payload) for record in records]
-        ticket.count, ticket.size = len(entries), sum(entry.size for entry in entries)
-        if not self._admission.enter(ticket.count, ticket.size, deadline):
+        entries = []
+        size = 0
+        for record in records:
+            subject = lane.subjects[record.kind == Kind.CHECKPOINT]
+            entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
+            entry.unknown = unknown
+            size += entry.size
+            entries.append(entry)
+        ticket.deadline = deadline
+        while not self._hand_over(entries, size):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WalUnavailable(
+                    f"agent {ticket.agent_id!r}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait "
+                    "for PubAcks and none came before the deadline; call again later",
+                    outcome="unknown" if unknown else "not_written",
+                )
+            self._connection.wire.room.wait(min(left, _ROOM_SECONDS))
+
+    def wait(self, ticket: Ticket) -> list[Ack]:
+        """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
+        try:
+            return self._acks(ticket, max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS)
+        except FutureTimeout as error:
+            if not ticket.future.cancel() and not ticket.future.cancelled():
+                return self._acks(ticket, 0.0)
             raise WalUnavailable(
-                f"agent {agent_id!r}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait for "
-                "PubAcks and none came before the deadline; call again later",
-                outcome="not_written",
-            )
-        ticket.future.add_done_callback(lambda _: self._admission.leave(ticket.count, ticket.size))
-        self._hand_over(ticket, entries)
-        return ticket
+                f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
+                "written, call again with the same id",
+                outcome="unknown",
+            ) from error
+        except BaseException:
+            ticket.future.cancel()
+            raise
+
+    @staticmethod
+    def _acks(ticket: Ticket, timeout: float) -> list[Ack]:
+        acks: list[Ack] = ticket.future.result(timeout)
+        return acks
 
     def drained(self, deadline: float) -> bool:
         """Wait until every call has its PubAck or its error; False at the deadline."""
-        return self._admission.drained(deadline)
+        wire = self._connection.wire
+        while wire.appending or wire.queued:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return True
 
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
-        ticket = Ticket(_BURIAL_LANE, deadline, count=1)
-        entry = frames.letter_entry(letter, ticket, self._stream.subjects, self._connection.max_payload)
-        self._hand_over(ticket, [entry])
+        ticket = Ticket(BURIAL_LANE, 1, deadline)
+        subjects, max_payload = self._stream.subjects, self._connection.max_payload
+        self._hand_over([frames.letter_entry(letter, ticket, deadline, subjects, max_payload)], 0)
         return ticket
 
-    def _hand_over(self, ticket: Ticket, entries: list[Entry]) -> None:
+    def _hand_over(self, entries: list[Entry], size: int) -> bool:
+        """False if too much is waiting. A signal's exception gives the call up, not the records' place in the order."""
+        records = 0 if entries[0].ticket.agent_id == BURIAL_LANE else len(entries)
         try:
-            self._loop.call_soon_threadsafe(self._enqueue, ticket, entries)
+            return self._connection.wire.hand_over(records, size, self._take, entries)
         except RuntimeError:  # The loop is closed.
-            _fail_future(ticket, _closed(ticket.agent_id))
+            self._refuse(entries)
+            return True
+        except BaseException:
+            entries[0].ticket.future.cancel()
+            raise
+
+    def _lane(self, agent_id: str) -> Lane:
+        lane = self.lanes.get(agent_id)
+        if lane is None:
+            subjects = self._stream.subjects
+            pair = (subjects.event(agent_id), subjects.checkpoint(agent_id)) if agent_id else ("", "")
+            new = Lane(agent_id, pair)
+            if agent_id != BURIAL_LANE:
+                new.turn.permit(b"", 0)
+            lane = self.lanes.setdefault(agent_id, new)
+        return lane
 
     # ---- on the loop
 
-    def lane(self, agent_id: str) -> Lane:
-        lane = self.lanes.get(agent_id)
-        if lane is None:
-            lane = self.lanes[agent_id] = Lane(agent_id)
-        return lane
-
-    def _enqueue(self, ticket: Ticket, entries: list[Entry]) -> None:
+    def _take(self, entries: list[Entry]) -> None:
         if self._closed:
-            _fail_future(ticket, _closed(ticket.agent_id))
+            self._refuse(entries)
             return
-        lane = self.lane(ticket.agent_id)
+        lane = self._lane(entries[0].ticket.agent_id)
         lane.queue.extend(entries)
         if not lane.running:
             lane.running = True
@@ -119,228 +175,66 @@ class Log:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _refuse(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.ticket.agent_id != BURIAL_LANE:
+                self._connection.wire.leave(1, entry.size)
+            fail_future(entry.ticket, _closed(entry))
+
     async def _drain(self, lane: Lane) -> None:
         try:
             while lane.queue:
-                async with lane.lock:
-                    await self._deliver(lane, self._group(lane))
+                async with self._held(lane):
+                    await self._delivery.deliver(lane, self._delivery.next_group(lane))
         except BaseException as error:
             for entry in list(lane.queue):
                 entry.unknown = True
-                self._fail(
-                    lane,
-                    entry,
-                    WalUnavailable(f"the append was interrupted: {error!r}", outcome="unknown"),
-                )
+                text = f"the append was interrupted: {error!r}"
+                self._delivery.fail(lane, entry, WalUnavailable(text, outcome="unknown"))
             raise
         finally:
             lane.running = False
             self._forget_idle(lane)
 
-    def _forget_idle(self, lane: Lane) -> None:
-        if lane.lease is None and not lane.holders and not lane.running:
-            self.lanes.pop(lane.agent_id, None)
-
-    @staticmethod
-    def _group(lane: Lane) -> list[Entry]:
-        """What goes next: a large record alone, or small ones up to the limits of one batch."""
-        group: list[Entry] = []
-        size = 0
-        for entry in lane.queue:
-            if entry.chunks:
-                return group or [entry]
-            if group and (len(group) >= APPEND_BATCH_RECORDS or size + entry.size > APPEND_BATCH_BYTES):
-                break
-            group.append(entry)
-            size += entry.size
-        return group if len(group) >= ATOMIC_FROM_RECORDS else group[:1]
-
-    async def _deliver(self, lane: Lane, group: list[Entry]) -> None:
-        """Send a group until it is durable or fails; every entry leaves the queue with an ack or an error."""
-        pauses = backoff()
-        cause: object = "no answer"
-        while True:
-            group = self._expire(lane, group, cause)
-            if not group:
-                return
+    @asynccontextmanager
+    async def _held(self, lane: Lane) -> AsyncIterator[Lane]:
+        """The lane's turn; afterwards its threads may append directly if nothing is amiss."""
+        async with holding(lane.turn):
+            lease = lane.lease
+            if lane.turn.suspect and lease is not None:
+                lease.suspect = True
+            lane.turn.suspect = False
+            lane.turn.permit(None, 0)
             try:
-                if not await self._attempt(lane, group):
-                    # One of the ids is there already; only one by one do they tell which.
-                    for entry in group:
-                        if not entry.done:
-                            await self._deliver(lane, [entry])
-                return
-            except AppendFailed as failed:
-                self._fail_group(lane, group, failed.error)
-                return
-            except (Disconnected, NoReply) as error:
-                cause = self._connection.last_error or error
-                if not isinstance(error, Disconnected) or error.sent:
-                    for entry in group:
-                        entry.unknown = True
-            except NoResponders:
-                cause = f"no stream takes {group[0].subject}, or it has no leader now"
-            except _Retry as error:
-                cause = error
-            except SkialithError as error:
-                self._fail_group(lane, group, error)
-                return
-            await asyncio.sleep(min(next(pauses), max(0.0, group[0].ticket.deadline - time.monotonic())))
+                yield lane
+            finally:
+                self._permit(lane)
 
-    def _expire(self, lane: Lane, group: list[Entry], cause: object) -> list[Entry]:
-        now = time.monotonic()
-        live = []
-        for entry in group:
-            if entry.done:
-                continue
-            if entry.ticket.deadline > now and not entry.ticket.future.done():
-                live.append(entry)
-                continue
-            outcome: Outcome = "unknown" if entry.unknown else "not_written"
-            self._fail(
-                lane,
-                entry,
-                WalUnavailable(
-                    f"agent {lane.agent_id!r}: no PubAck before the deadline ({cause}); "
-                    + ("it may or may not be written, " if entry.unknown else "it was not written, ")
-                    + "call again with the same id",
-                    outcome=outcome,
-                ),
-            )
-        return live
+    def _permit(self, lane: Lane) -> None:
+        lease, connection = lane.lease, self._connection
+        if lease is None:
+            lane.turn.permit(None if lane.agent_id == BURIAL_LANE else b"", 0)
+        elif (
+            connection.wire.is_open
+            and lease.lost is None
+            and not lease.suspect
+            and lease.server_id == connection.server_id
+        ):
+            lane.turn.permit(frames.fence(lease), connection.epoch)
 
-    async def _attempt(self, lane: Lane, group: list[Entry]) -> bool:
-        """One attempt; False asks to go one by one. Raises what ends or repeats the attempt."""
-        deadline = min(entry.ticket.deadline for entry in group)
-        await self._connection.ready(deadline)
-        self._check_payload(lane, group)
-        if lane.agent_id != _BURIAL_LANE:
-            await self._check_room(sum(entry.size for entry in group), deadline)
-        lease = lane.lease
-        if lease is not None:
-            await self._leases.ensure(lease, deadline)
-        atomic = len(group) > 1 or bool(group[0].chunks)
-        timeout = max(
-            0.01,
-            min(
-                APPEND_ATTEMPT_SECONDS + len(group[0].chunks) * 0.05,
-                deadline - time.monotonic(),
-            ),
-        )
-
-        def build(reply: str) -> bytes:
-            return frames.batch(group, lease, reply) if atomic else frames.single(group[0], lease, reply)
-
-        reply = await self._connection.exchange(build, timeout)
-        if not reply.data:
-            raise NoResponders
-        seq, duplicate, _, code, status, description, _ = _fastpath.parse_puback(reply.data)
-        if code == 0 and status == 0:
-            self._acknowledge(lane, group, seq, duplicate)
-            return True
-        if code == _DUPLICATE_IN_BATCH:
-            if group[0].chunks:
-                await self._acknowledge_present(lane, group[0], deadline)
-                return True
-            return False
-        await self._refused(lane, code, description, deadline)
-        raise _Retry(f"the server answered {description} ({code})")
-
-    def _check_payload(self, lane: Lane, group: list[Entry]) -> None:
-        """The next server may take less than the one that the record was cut for; it would end the connection."""
-        limit = self._connection.max_payload - frames.HEADER_ROOM_BYTES
-        largest = max(
-            max(len(entry.data), *map(len, entry.chunks)) if entry.chunks else len(entry.data) for entry in group
-        )
-        if largest > limit:
-            raise AppendFailed(
-                WalUnavailable(
-                    f"agent {lane.agent_id!r}: the server's max_payload is now {self._connection.max_payload:,} bytes, less "
-                    "than when the record was made; call again with the same id",
-                    outcome="not_written",
-                )
-            )
-
-    async def _check_room(self, size: int, deadline: float) -> None:
-        if self._stream.has_room(size):
+    def _forget_idle(self, lane: Lane) -> None:
+        """Too many lanes of agents that nobody owns: let go of this one if it is not in use."""
+        if len(self.lanes) <= IDLE_LANES or lane.lease is not None or lane.holders or lane.running:
             return
-        try:
-            await self._stream.info(deadline)
-        except ApiError as error:
-            raise _Retry(str(error)) from error
-        if not self._stream.has_room(size):
-            raise AppendFailed(_full(self._stream.name, self._stream.max_bytes))
-
-    async def _refused(
-        self,
-        lane: Lane,
-        code: int,
-        description: str,
-        deadline: float,
-    ) -> None:
-        """Return if the attempt should be repeated, else raise ``AppendFailed`` or ``AgentFenced``."""
-        if code == WRONG_LAST_SEQUENCE and lane.lease is not None:
-            # Alone it proves nothing: the lease may be mine at a newer sequence.
-            await self._leases.verify(lane.lease, deadline)
-        elif code == _STORE_FAILED or "maximum bytes" in description:
-            name = self._stream.dead_name if lane.agent_id == _BURIAL_LANE else self._stream.name
-            raise AppendFailed(_full(name, self._stream.max_bytes, description))
-        elif code not in _RETRY_CODES:
-            raise AppendFailed(
-                WalRejected(
-                    f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})",
-                    code=code,
-                )
-            )
-
-    # ---- ends
-
-    def _acknowledge(self, lane: Lane, group: list[Entry], last: int, duplicate: bool) -> None:
-        first = last - (len(group) - 1) - len(group[0].chunks)
-        for number, entry in enumerate(group):
-            self._settle(lane, entry, Ack(first + number, duplicate))
-        if lane.agent_id != _BURIAL_LANE:
-            self._stream.note_append(sum(entry.size for entry in group))
-
-    async def _acknowledge_present(self, lane: Lane, entry: Entry, deadline: float) -> None:
-        """A large record whose id is there already: from an earlier attempt, or an earlier call."""
-        entry.unknown = True
-        seq = 0 if lane.agent_id == _BURIAL_LANE else await self._reader.find(entry.subject, entry.key, deadline)
-        self._settle(lane, entry, Ack(seq, True))
-
-    def _settle(self, lane: Lane, entry: Entry, ack: Ack) -> None:
-        lane.queue.remove(entry)
-        entry.done = True
-        ticket = entry.ticket
-        if lane.agent_id != _BURIAL_LANE:
-            self.last_seq = max(self.last_seq, ack.seq)
-        ticket.acks.append(ack)
-        if len(ticket.acks) == ticket.count:
-            with contextlib.suppress(InvalidStateError):  # Its caller gave up.
-                ticket.future.set_result(ticket.acks)
-
-    def _fail_group(self, lane: Lane, group: list[Entry], error: SkialithError) -> None:
-        for entry in group:
-            if not entry.done:
-                copy = _copied(error)
-                if entry.unknown:
-                    copy.outcome = "unknown"
-                self._fail(lane, entry, copy)
-
-    def _fail(self, lane: Lane, entry: Entry, error: SkialithError) -> None:
-        """Fail an entry and the rest of its call: what stands behind a failed record of a call is not sent."""
-        if entry.unknown and lane.lease is not None:
-            lane.lease.suspect = True
-        for other in [other for other in lane.queue if other.ticket is entry.ticket]:
-            lane.queue.remove(other)
-            other.done = True
-        _fail_future(entry.ticket, error)
+        # A thread that still has it finds the turn taken for ever, and goes the long way, by the agent's new lane.
+        if lane.turn.try_take():
+            self.lanes.pop(lane.agent_id, None)
 
     # ---- ownership
 
     async def claim(self, agent_id: str, deadline: float) -> Lease:
         """Own the agent. Within one process the lease is shared; one that was lost is claimed anew."""
-        async with self._held(agent_id) as lane:
+        async with self._owning(agent_id) as lane:
             held = lane.lease
             if held is not None and held.lost is None:
                 # Another process may have taken it over since the last write; whoever resumes takes it back.
@@ -356,7 +250,7 @@ class Log:
 
     async def release(self, agent_id: str) -> None:
         """One user of the lease less; the last one gives the agent up."""
-        async with self._held(agent_id) as lane:
+        async with self._owning(agent_id) as lane:
             lease = lane.lease
             if lease is None:
                 return
@@ -369,16 +263,16 @@ class Log:
         """Renew every lease of which a third has passed."""
         for agent_id, lane in list(self.lanes.items()):
             if lane.lease is not None and self._leases.due(lane.lease):
-                async with self._held(agent_id) as held:
+                async with self._owning(agent_id) as held:
                     if held.lease is not None and held.lease.lost is None:
                         await self._leases.renew(held.lease, deadline)
 
     @asynccontextmanager
-    async def _held(self, agent_id: str) -> AsyncIterator[Lane]:
-        lane = self.lane(agent_id)
+    async def _owning(self, agent_id: str) -> AsyncIterator[Lane]:
+        lane = self._lane(agent_id)
         lane.holders += 1
         try:
-            async with lane.lock:
+            async with self._held(lane):
                 yield lane
         finally:
             lane.holders -= 1
@@ -400,29 +294,9 @@ class Log:
             await asyncio.wait(self._tasks, timeout=1.0)
 
 
-class _Retry(Exception):
-    """The server refused for now."""
-
-
-def _full(name: str, max_bytes: int, detail: str = "") -> WalFull:
-    return WalFull(
-        f"the log {name} is full ({max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer runs and "
-        "reaches its database (`skialith status`), or raise the stream's max_bytes",
-        outcome="not_written",
+def _closed(entry: Entry) -> Closed:
+    fate = "it may or may not be written" if entry.unknown else "nothing was sent"
+    return Closed(
+        f"agent {entry.ticket.agent_id!r}: the log was closed before the record was durable; {fate}",
+        outcome="unknown" if entry.unknown else "not_written",
     )
-
-
-def _closed(agent_id: str) -> Closed:
-    return Closed(f"agent {agent_id!r}: the log was closed before the record was sent; nothing was sent")
-
-
-def _fail_future(ticket: Ticket, error: SkialithError) -> None:
-    with contextlib.suppress(InvalidStateError):  # Its caller gave up.
-        ticket.future.set_exception(error)
-
-
-def _copied(error: SkialithError) -> Any:
-    copy = type(error)(*error.args)
-    copy.__dict__.update(error.__dict__)
-    copy.__cause__ = error.__cause__
-    return copy

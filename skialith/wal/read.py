@@ -11,11 +11,10 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
-from nats.aio.msg import Msg
-
 from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Position, Record, decode_record
+from ._wire import Reply
 from .api import NoResponders, backoff, time_ns
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
@@ -180,7 +179,7 @@ class Reader:
     def page_bytes(self) -> int:
         return max(WRITER_BATCH_BYTES, self._connection.max_payload + 64 * 1024)
 
-    def _record(self, message: Msg) -> Record:
+    def _record(self, message: Reply) -> Record:
         headers = message.headers or {}
         return self._decoded(message.data, Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"])))
 
@@ -191,10 +190,10 @@ class Reader:
             # Readers pass over what does not decode; the writer makes a dead letter of it.
             return Record(0, self._stream.namespace, "", "", b"", 0, "", 0, 0, b"", position)
 
-    async def direct(self, stream: str, query: dict[str, Any], deadline: float) -> list[Msg]:
+    async def direct(self, stream: str, query: dict[str, Any], deadline: float) -> list[Reply]:
         """The messages of one direct get, in order; empty when nothing matches."""
 
-        async def once(timeout: float) -> list[Msg]:
+        async def once(timeout: float) -> list[Reply]:
             payload = json.dumps(query).encode()
             replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", payload, timeout)
             status = (replies[-1].headers or {})["Status"]

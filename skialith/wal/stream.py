@@ -19,6 +19,7 @@ from ..config import (
     Config,
 )
 from ..errors import ConfigurationError, WalError
+from ._wire import Tally
 from .api import Api, ApiError, time_ns
 from .transport import Connection
 
@@ -106,8 +107,9 @@ class Stream:
         self._config = config
         self._connection = connection
         self._wal_bytes = config.wal_bytes or wal_bytes or DEFAULT_WAL_BYTES
+        self.tally = Tally()
+        """What this process appended."""
         self._stored_bytes = 0
-        self._appended_bytes = 0
         self._trimmed: dict[str, int] = {}
         self._trim_epoch = -1
 
@@ -361,20 +363,12 @@ class Stream:
     def _note(self, info: dict[str, Any]) -> None:
         self.traces = info["config"].get("metadata", {}).get(TRACES_KEY, "on") == "on"
         self._stored_bytes = info["state"]["bytes"]
-        self._appended_bytes = 0
+        self.tally.appended_bytes = 0
         self.max_bytes = info["config"]["max_bytes"]
-
-    def note_append(self, size: int) -> None:
-        self._appended_bytes += size
-
-    @property
-    def appended_bytes(self) -> int:
-        """Bytes this process appended since the stream's size was last read."""
-        return self._appended_bytes
 
     def has_room(self, size: int) -> bool:
         """Whether a record of ``size`` bytes leaves the share of the stream that is kept for leases."""
-        return self._stored_bytes + self._appended_bytes + size <= self.max_bytes * STREAM_FULL_SHARE
+        return self._stored_bytes + self.tally.appended_bytes + size <= self.max_bytes * STREAM_FULL_SHARE
 
     # ---- trimming
 

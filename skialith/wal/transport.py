@@ -1,4 +1,4 @@
-"""The one NATS connection: nats-py owns connect, auth, TLS and reconnect; frames and replies pass through here.
+"""The one NATS connection: nats-py owns connect, auth, TLS and reconnect; frames and replies pass through the wire.
 
 Frames are written straight to the socket of the current connection and never through nats-py's reconnect buffer, so
 an append that was given up, an ack or a purge dies with its connection instead of reaching a later server.
@@ -9,18 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from .. import _fastpath
-from ..config import CONNECT_TIMEOUT_SECONDS, PING_SECONDS, Config, redact
+from ..config import (
+    CONNECT_TIMEOUT_SECONDS,
+    LONGEST_CONTROL_LINE_BYTES,
+    LONGEST_MESSAGE_BYTES,
+    MAX_QUEUED_BYTES,
+    MAX_QUEUED_RECORDS,
+    PING_SECONDS,
+    Config,
+    redact,
+)
 from ..errors import Closed, ConfigurationError, WalUnavailable
+from ._wire import Reply, Wire
 from .access import access_options, bare, wants_tls
 from .tcp import PlainServer, Socket, close_client
 
@@ -48,7 +58,7 @@ class NoReply(Exception):
 
 
 class Connection:
-    """A NATS connection that outlives servers. Everything here runs on the loop thread."""
+    """A NATS connection that outlives servers. Everything here runs on the loop thread; ``wire`` is for any thread."""
 
     def __init__(
         self,
@@ -65,15 +75,19 @@ class Connection:
         self._open = asyncio.Event()
         self._closing = False
         self._url = ""
-        self._inbox = ""
-        self._replies: dict[str, Callable[[Msg | None], None]] = {}
-        self._listeners: dict[str, Callable[[Msg | None], None]] = {}
-        self._next_token = 0
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self.wire = Wire(
+            self._inbox,
+            asyncio.get_running_loop().call_soon_threadsafe,
+            lambda: self._socket.on_rest() if self._socket is not None else None,
+            lambda epoch: self._socket.ended(epoch) if self._socket is not None else None,
+            (LONGEST_CONTROL_LINE_BYTES, LONGEST_MESSAGE_BYTES, MAX_QUEUED_RECORDS, MAX_QUEUED_BYTES),
+        )
+        self.server_id = ""
+        """Of the server of the current connection, or of the last one while there is none."""
         self._last_error: Exception | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._lost_at = 0.0
-        self._generation = 0
-        self._max_payload = 0
 
     # ---- what the server says of itself
 
@@ -84,16 +98,12 @@ class Connection:
     @property
     def max_payload(self) -> int:
         """What the server of the current connection takes in one message, or of the last one while there is none."""
-        return self._max_payload
-
-    @property
-    def server_id(self) -> str:
-        return str(self.info.get("server_id", ""))
+        return self.wire.max_payload
 
     @property
     def epoch(self) -> int:
         """Number of the current connection; acks, pulls and purges belong to one."""
-        return self._generation * 1_000_000 + (self._socket.epoch if self._socket else 0)
+        return self.wire.epoch
 
     @property
     def is_open(self) -> bool:
@@ -133,8 +143,7 @@ class Connection:
             log.debug("nats: %s", error)
 
         client: Any = Client()
-        self._generation += 1
-        self._socket = socket = client._transport = Socket(self._lost, wants_tls(self._url))
+        self._socket = client._transport = Socket(self.wire, self._lost, wants_tls(self._url))
         self._client = client
         connecting = asyncio.create_task(client.connect(**self._options(on_error)))
         try:
@@ -152,9 +161,9 @@ class Connection:
                     outcome="not_written",
                 )
             await connecting
-            epoch = socket.epoch
+            epoch = self.wire.epoch
             await self._subscribe()
-            if not client.is_connected or socket.epoch != epoch:
+            if not client.is_connected or self.wire.epoch != epoch:
                 raise OSError("the connection was lost while it was set up")
         except (NatsError, OSError, ssl.SSLError) as error:
             await self._discard(client, connecting)
@@ -165,7 +174,12 @@ class Connection:
         except BaseException:
             await self._discard(client, connecting)
             raise
-        self._max_payload = int(client.max_payload)
+        self._opened()
+
+    def _opened(self) -> None:
+        """Subscriptions are in force: from here on anybody may write."""
+        self.server_id = str(self.info.get("server_id", ""))
+        self.wire.open(int(self._client.max_payload))
         self._last_error = None
         self._open.set()
 
@@ -197,52 +211,16 @@ class Connection:
         return ",".join(redact(url.strip()) for url in self._url.split(","))
 
     async def _subscribe(self) -> None:
-        self._inbox = self._client.new_inbox()
-        await self._client.subscribe(
-            f"{self._inbox}.*",
-            cb=self._on_message,
-            pending_msgs_limit=0,
-            pending_bytes_limit=0,
-        )
-        for name, callback in self._listeners.items():
-            await self._subscribe_listener(name, callback)
+        """One subscription for all replies and deliveries. The wire takes its messages out before nats-py sees them."""
+
+        async def nobody(_: object) -> None:
+            return None
+
+        await self._client.subscribe(f"{self._inbox}.*", cb=nobody)
         await self._client.flush(timeout=CONNECT_TIMEOUT_SECONDS)
 
-    async def _subscribe_listener(self, name: str, callback: Callable[[Msg | None], None]) -> None:
-        async def on_message(message: Msg) -> None:
-            callback(message)
-
-        await self._client.subscribe(
-            self.listener_subject(name),
-            cb=on_message,
-            pending_msgs_limit=0,
-            pending_bytes_limit=0,
-        )
-
-    def listener_subject(self, name: str) -> str:
-        """The reply subject on which the listener ``name`` hears; it changes when the client is rebuilt."""
-        return f"{self._inbox}.listen.{name}"
-
-    async def listen(self, name: str, callback: Callable[[Msg | None], None]) -> None:
-        """Call back for every message on ``listener_subject(name)``, and with None when the connection is lost.
-
-        For consumers: what they deliver carries its own subject, so only the subscription tells where it belongs.
-        """
-        if self._listeners.get(name) == callback:
-            return
-        # Known before it is flushed: should that fail, the next connection subscribes it, once.
-        self._listeners[name] = callback
-        try:
-            await self._subscribe_listener(name, callback)
-            # Our frames go straight to the socket: without this round trip one could overtake the SUB.
-            await self._client.flush(timeout=CONNECT_TIMEOUT_SECONDS)
-        except NatsError as error:
-            raise Disconnected(sent=False) from error
-
     async def _on_reconnected(self) -> None:
-        self._max_payload = int(self._client.max_payload)
-        self._last_error = None
-        self._open.set()
+        self._opened()
         log.info("connected to NATS again (%s)", self._redacted())
         if self._on_open is not None:
             await self._on_open()
@@ -255,9 +233,6 @@ class Connection:
             self._open.clear()
             if not self._closing:
                 log.warning("connection to NATS lost (%s); reconnecting", self._redacted())
-        waiting, self._replies = self._replies, {}
-        for callback in (*waiting.values(), *self._listeners.values()):
-            callback(None)
 
     async def _supervise(self) -> None:
         """Restart the embedded server while disconnected, and rebuild a client that nats-py closed for good."""
@@ -305,24 +280,9 @@ class Connection:
             raise Disconnected(sent=False) from None
 
     def send(self, frame: bytes) -> None:
-        """Hand one whole frame to the socket, or raise ``Disconnected(sent=False)``."""
-        if not self._open.is_set() or self._socket is None:
+        """Hand whole frames to the socket, or raise ``Disconnected(sent=False)``."""
+        if not self.wire.is_open or not self.wire.put(frame):
             raise Disconnected(sent=False)
-        try:
-            self._socket.write(frame)
-        except (RuntimeError, OSError) as error:
-            # uvloop refuses a socket that ended before nats-py noticed.
-            raise Disconnected(sent=False) from error
-
-    def expect(self, callback: Callable[[Msg | None], None]) -> tuple[str, str]:
-        """Register for replies; returns (token, reply subject). The callback gets None when the connection is lost."""
-        self._next_token += 1
-        token = str(self._next_token)
-        self._replies[token] = callback
-        return token, f"{self._inbox}.{token}"
-
-    def forget(self, token: str) -> None:
-        self._replies.pop(token, None)
 
     async def request(
         self,
@@ -331,7 +291,7 @@ class Connection:
         *,
         headers: bytes | None = None,
         timeout: float,
-    ) -> Msg:
+    ) -> Reply:
         """Send one message and return its first non-empty reply (or a status message).
 
         Raises ``Disconnected`` or ``NoReply``. A timeout with not one byte received forces a reconnect.
@@ -344,11 +304,11 @@ class Connection:
 
         return await self.exchange(build, timeout)
 
-    async def exchange(self, build: Callable[[str], bytes], timeout: float) -> Msg:
+    async def exchange(self, build: Callable[[str], bytes], timeout: float) -> Reply:
         """Send the frame(s) that ``build`` makes for a reply subject, and wait for the first non-empty reply."""
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
-        def on_reply(message: Msg | None) -> None:
+        def on_reply(message: Reply | None) -> None:
             if future.done():
                 return
             if message is None:
@@ -356,26 +316,26 @@ class Connection:
             elif message.data or message.headers:
                 future.set_result(message)
 
-        token, reply = self.expect(on_reply)
+        token = self.wire.expect(on_reply)
         sent_at = time.monotonic()
         try:
-            self.send(build(reply))
+            self.send(build(self.wire.reply_subject(token)))
             return await asyncio.wait_for(future, timeout)
         except asyncio.TimeoutError:
-            await self._check_silence(sent_at)
+            await self.check_silence(sent_at)
             raise NoReply from None
         finally:
-            self.forget(token)
+            self.wire.forget(token)
 
-    async def collect(self, subject: str, payload: bytes, timeout: float) -> list[Msg]:
+    async def collect(self, subject: str, payload: bytes, timeout: float) -> list[Reply]:
         """Send one message and return its replies up to and including the first status message.
 
         Raises ``Disconnected`` or ``NoReply`` (no status message within ``timeout`` seconds).
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        replies: list[Msg] = []
+        replies: list[Reply] = []
 
-        def on_reply(message: Msg | None) -> None:
+        def on_reply(message: Reply | None) -> None:
             if future.done():
                 return
             if message is None:
@@ -385,25 +345,19 @@ class Connection:
             if message.headers and "Status" in message.headers:
                 future.set_result(None)
 
-        token, reply = self.expect(on_reply)
+        token = self.wire.expect(on_reply)
         sent_at = time.monotonic()
         try:
-            self.send(_fastpath.pub(subject, reply, payload))
+            self.send(_fastpath.pub(subject, self.wire.reply_subject(token), payload))
             await asyncio.wait_for(future, timeout)
             return replies
         except asyncio.TimeoutError:
-            await self._check_silence(sent_at)
+            await self.check_silence(sent_at)
             raise NoReply from None
         finally:
-            self.forget(token)
+            self.wire.forget(token)
 
-    async def _check_silence(self, since: float) -> None:
-        if time.monotonic() - since < _SILENT_SECONDS:
-            return
-        if self._socket is not None and self._open.is_set() and self._socket.last_received < since:
+    async def check_silence(self, since: float) -> None:
+        """Reconnect if not one byte came since a frame was sent, and long enough ago to prove something."""
+        if time.monotonic() - since >= _SILENT_SECONDS and self.wire.is_open and self.wire.last_received < since:
             await self._client.force_reconnect()
-
-    async def _on_message(self, message: Msg) -> None:
-        callback = self._replies.get(message.subject.rpartition(".")[2])
-        if callback is not None:
-            callback(message)

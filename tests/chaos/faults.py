@@ -9,15 +9,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 from skialith.records import Ack, Message, Record
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
-from skialith.wal import frames
+from skialith.wal import frames, transport
+from skialith.wal._wire import Window, Wire
+from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
-from skialith.wal.lease import Lease
 from skialith.wal.log import Log
 from skialith.wal.transport import Connection
 from skialith.writer.batch import Batch
@@ -87,6 +87,16 @@ def install(die: dict[str, int], freeze: dict[str, int], canary: str = "") -> No
 
 
 def _before_send(fuse: Fuse) -> None:
+    class Burning(Wire):
+        def post(self, *arguments: Any) -> int:
+            fuse.burn()
+            return super().post(*arguments)
+
+        def pipeline(self, *arguments: Any) -> Window | None:
+            fuse.burn()
+            return super().pipeline(*arguments)
+
+    _replace(transport, "Wire", Burning)
     original = Connection.send
 
     def send(self: Connection, frame: bytes) -> None:
@@ -98,6 +108,18 @@ def _before_send(fuse: Fuse) -> None:
 
 
 def _after_send(fuse: Fuse) -> None:
+    class Burning(Wire):
+        def post(self, *arguments: Any) -> int:
+            size = super().post(*arguments)
+            fuse.burn()
+            return size
+
+        def pipeline(self, *arguments: Any) -> Window | None:
+            window = super().pipeline(*arguments)
+            fuse.burn()
+            return window
+
+    _replace(transport, "Wire", Burning)
     original = Connection.send
 
     def send(self: Connection, frame: bytes) -> None:
@@ -113,13 +135,21 @@ def _is_record(frame: bytes) -> bool:
 
 
 def _after_puback(fuse: Fuse) -> None:
-    original = Log._settle
+    class Burning(Wire):
+        def append(self, *arguments: Any) -> tuple[int, bool] | None:
+            answer = super().append(*arguments)
+            if answer is not None:
+                fuse.burn()
+            return answer
 
-    def settle(self: Log, lane: Lane, entry: Entry, ack: Ack) -> None:
+    _replace(transport, "Wire", Burning)
+    original = Delivery._acknowledge
+
+    def acknowledge(self: Delivery, lane: Lane, entry: Entry, ack: Ack) -> None:
         fuse.burn()
         original(self, lane, entry, ack)
 
-    _replace(Log, "_settle", settle)
+    _replace(Delivery, "_acknowledge", acknowledge)
 
 
 def _after_pull(fuse: Fuse) -> None:
@@ -165,7 +195,7 @@ def _burn_after(owner: type, name: str, fuse: Fuse) -> None:
     setattr(owner, name, method)
 
 
-def _replace(owner: type, name: str, function: Callable[..., Any]) -> None:
+def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
     setattr(owner, name, function)
 
 
@@ -200,17 +230,26 @@ def _ack_before_commit() -> None:
 def _acknowledge_before_durable() -> None:
     """The caller gets an Ack at once, and the record goes out some calls later."""
     original = Log.append
-    held: deque[tuple[Log, str, Sequence[Record]]] = deque()
+    held: deque[tuple[Log, Sequence[Record]]] = deque()
 
-    def append(self: Log, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        held.append((self, agent_id, records))
+    def hold(log: Log, records: Sequence[Record], deadline: float) -> None:
+        held.append((log, records))
         if len(held) > 20:
-            original(*held.popleft(), deadline)
-        early: Future[list[Ack]] = Future()
-        early.set_result([Ack(1, False) for _ in records])
-        return Ticket(agent_id, deadline, early, early.result(), len(records))
+            earlier, those = held.popleft()
+            original(earlier, Ticket(those[0].agent_id, len(those)), those, deadline)
+
+    def append(self: Log, ticket: Ticket, records: Sequence[Record], deadline: float) -> None:
+        hold(self, records, deadline)
+        ticket.acks.extend(Ack(1, False) for _ in records)
+        if len(ticket.acks) == ticket.count:
+            ticket.future.set_result(ticket.acks)
+
+    def append_one(self: Log, record: Record, deadline: float) -> Ack:
+        hold(self, [record], deadline)
+        return Ack(1, False)
 
     _replace(Log, "append", append)
+    _replace(Log, "append_one", append_one)
 
 
 def _store_without_key() -> None:
@@ -226,12 +265,7 @@ def _store_without_key() -> None:
 
 def _write_unfenced() -> None:
     """An owner that does not ask the server to check its lease."""
-    original = frames._headers
-
-    def headers(entry: Entry, lease: Lease | None) -> bytes:
-        return original(entry, None)
-
-    setattr(frames, "_headers", headers)  # noqa: B010
+    _replace(frames, "fence", lambda lease: b"")
 
 
 _CANARIES: dict[str, Callable[[], None]] = {

@@ -240,14 +240,18 @@ def hpub(subject: str, reply: str, headers: bytes, payload: bytes) -> bytes:
     return _line("HPUB", subject, reply, len(head), len(head) + len(payload)) + head + payload + b"\r\n"
 
 
-def record_headers(msg_id: bytes, expected_last: int | None, expected_subject: str | None) -> bytes:
-    lines = [f"Nats-Msg-Id: {msg_id.hex()}"]
-    if not msg_id or (expected_last is None) != (expected_subject is None):
-        raise ValueError("arguments")
-    if expected_last is not None and expected_subject is not None:
-        _check(expected_subject)
-        lines.append(f"Nats-Expected-Last-Subject-Sequence: {expected_last}")
-        lines.append(f"Nats-Expected-Last-Subject-Sequence-Subject: {expected_subject}")
+def record_headers(msg_id: bytes) -> bytes:
+    if not msg_id:
+        raise ValueError("empty")
+    return f"Nats-Msg-Id: {msg_id.hex()}\r\n".encode("ascii")
+
+
+def fence(sequence: int, subject: str) -> bytes:
+    _check(subject)
+    lines = [
+        f"Nats-Expected-Last-Subject-Sequence: {sequence}",
+        f"Nats-Expected-Last-Subject-Sequence-Subject: {subject}",
+    ]
     return "".join(line + "\r\n" for line in lines).encode("ascii")
 
 

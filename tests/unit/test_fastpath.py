@@ -127,15 +127,13 @@ def test_frames() -> None:
     assert _fastpath.hpub("a", "", b"", b"") == b"HPUB a 12 12\r\nNATS/1.0\r\n\r\n\r\n"
 
 
-def test_fenced_headers() -> None:
-    assert _fastpath.record_headers(KEY, 41, "s.lease.a").splitlines()[1:] == [
+def test_fence() -> None:
+    assert _fastpath.fence(41, "s.lease.a").splitlines() == [
         b"Nats-Expected-Last-Subject-Sequence: 41",
         b"Nats-Expected-Last-Subject-Sequence-Subject: s.lease.a",
     ]
-    with pytest.raises(ValueError, match="belong together"):
-        _fastpath.record_headers(KEY, 41)
     with pytest.raises(OverflowError):
-        _fastpath.record_headers(KEY, -1, "s")
+        _fastpath.fence(-1, "s")
 
 
 @pytest.mark.parametrize("subject", ["", "a b", "a\r\nPUB b 0", "a\x0b", "a\x7f", "é"])
@@ -143,7 +141,7 @@ def test_frames_refuse_subjects_that_would_break_the_protocol(subject: str) -> N
     with pytest.raises(ValueError, match="subject"):
         _fastpath.hpub(subject, "", b"", b"")
     with pytest.raises(ValueError, match="subject"):
-        _fastpath.record_headers(KEY, 1, subject)
+        _fastpath.fence(1, subject)
 
 
 def test_frames_refuse_what_the_server_would_close_the_connection_for() -> None:

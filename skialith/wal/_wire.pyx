@@ -1,0 +1,889 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, autotestdict=False, auto_pickle=False
+"""The NATS byte stream in C: appends and their PubAcks, replies to whoever waits, deliveries to consumers, the rest to nats-py.
+
+Signatures and contracts stand in ``_wire.pyi``. The protocol is https://docs.nats.io/reference/reference-protocols/nats-protocol.
+The GIL is the lock, as in ``_link.pyx``.
+"""
+
+from cython cimport final
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr, memcmp, memcpy
+
+from .._fastpath cimport (
+    CONTROL_LINE_LIMIT,
+    KEY_BYTES,
+    AckSubject,
+    PubAck,
+    PyUnicode_AsUTF8AndSize,
+    RecordForm,
+    put_record,
+    read_ack_subject,
+    read_digits,
+    read_puback,
+    record_form,
+)
+from ._link cimport Buffer, Link, monotonic
+
+from collections import deque
+from threading import Event
+
+from ..records import Message, Position
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals() except -1
+
+cdef extern from "pythread.h" nogil:
+    ctypedef void* PyThread_type_lock
+    enum PyLockStatus:
+        PY_LOCK_FAILURE
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock lock)
+    int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
+    PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible)
+    void PyThread_release_lock(PyThread_type_lock lock)
+
+cdef enum:
+    WAITING = 0
+    ACKED
+    REFUSED
+    LOST
+    HEADER_ROOM = 1024  # the longest headers of a record
+    SLICE_MS = 50  # a signal that comes just before a wait is seen after this
+    FLUSH_BYTES = 64 * 1024  # a run of messages goes out in pieces, so that the server begins with the first
+
+
+class Unsettled(Exception):
+    pass
+
+
+# ---- values
+
+
+@final
+cdef class Reply:
+    cdef readonly bytes data
+    cdef bytes _head
+
+    @property
+    def headers(self):
+        if self._head is None:
+            return None
+        lines = self._head.decode("utf-8", "replace").split("\r\n")
+        headers = {}
+        words = lines[0].split(" ", 2)
+        if len(words) > 1:
+            headers["Status"] = words[1]
+        if len(words) > 2:
+            headers["Description"] = words[2]
+        for line in lines[1:]:
+            name, colon, value = line.partition(":")
+            if colon:
+                headers[name] = value.strip()
+        return headers
+
+
+@final
+cdef class Tally:
+    cdef readonly uint64_t last_seq
+    cdef public long long appended_bytes
+
+    def note(self, uint64_t seq, long long size):
+        self.last_seq = max(self.last_seq, seq)
+        self.appended_bytes += size
+
+
+@final
+cdef class Turn:
+    cdef readonly bint taken
+    cdef public bint suspect
+    cdef bytes _fence
+    cdef long long _epoch
+    cdef object _queue
+
+    def __cinit__(self):
+        self._queue = deque()
+
+    def try_take(self):
+        if self.taken:
+            return False
+        self.taken = True
+        return True
+
+    def take_later(self, callback):
+        self._queue.append(callback)
+
+    def withdraw(self, callback):
+        try:
+            self._queue.remove(callback)
+        except ValueError:
+            return False
+        return True
+
+    def give(self):
+        self._give()
+
+    cdef int _give(self) except -1:
+        if self._queue:
+            self._queue.popleft()()
+        else:
+            self.taken = False
+        return 0
+
+    def permit(self, bytes fence, long long epoch):
+        self._fence = fence
+        self._epoch = epoch
+
+
+@final
+cdef class _Waiter:
+    """One thread that waits for one PubAck."""
+
+    cdef int state
+    cdef uint64_t seq
+    cdef bint duplicate
+    cdef PyThread_type_lock lock  # made and held by the thread when it comes to sleep
+
+    def __dealloc__(self):
+        if self.lock != NULL:
+            PyThread_free_lock(self.lock)
+
+    cdef void settle(self, int state) noexcept:
+        self.state = state
+        if self.lock != NULL:
+            PyThread_release_lock(self.lock)
+
+
+@final
+cdef class Window:
+    cdef readonly bint lost
+    cdef uint64_t _first
+    cdef Py_ssize_t _count, _open
+    cdef uint64_t* _seqs
+    cdef uint8_t* _states
+    cdef bint* _duplicates
+    cdef dict _refusals
+    cdef object _callback
+
+    def __cinit__(self, uint64_t first, Py_ssize_t count, object callback):
+        self._first = first
+        self._count = self._open = count
+        self._callback = callback
+        self._refusals = {}
+        self._seqs = <uint64_t*> calloc(count, sizeof(uint64_t))
+        self._states = <uint8_t*> calloc(count, sizeof(uint8_t))
+        self._duplicates = <bint*> calloc(count, sizeof(bint))
+        if self._seqs == NULL or self._states == NULL or self._duplicates == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._seqs)
+        free(self._states)
+        free(self._duplicates)
+
+    def answers(self):
+        cdef Py_ssize_t i
+        cdef list found = []
+        for i in range(self._count):
+            if self._states[i] == ACKED:
+                found.append((self._seqs[i], bool(self._duplicates[i])))
+            else:
+                found.append(self._refusals.get(i))
+        return found
+
+
+@final
+cdef class _Pull:
+    """One pull request: how many messages it may still bring."""
+
+    cdef Deliveries deliveries
+    cdef Py_ssize_t left
+    cdef uint64_t token
+
+
+@final
+cdef class Deliveries:
+    cdef readonly object arrived
+    cdef readonly Py_ssize_t expected, size
+    cdef object _messages, _pulls, _status
+
+    def __cinit__(self):
+        self.arrived = Event()
+        self._messages = deque()
+        self._pulls = deque()
+
+    def __len__(self):
+        return len(self._messages)
+
+    @property
+    def pulls(self):
+        return len(self._pulls)
+
+    def take(self, Py_ssize_t rows, Py_ssize_t size, double not_before):
+        cdef list taken = []
+        cdef Py_ssize_t total = 0, length
+        while self._messages and len(taken) < rows:
+            came, message = self._messages[0]
+            length = len(message[1])
+            if came >= not_before:
+                total += length
+                if taken and total > size:
+                    break
+                taken.append(message)
+            self._messages.popleft()
+            self.size -= length
+        return taken
+
+    def release(self):
+        held = [message for _, message in self._messages]
+        self._messages.clear()
+        self.size = 0
+        return held
+
+    def take_status(self):
+        status, self._status = self._status, None
+        return status
+
+    cdef int _end(self) except -1:
+        """The connection ended: what was delivered on it cannot be acknowledged any more."""
+        self._messages.clear()
+        self._pulls.clear()
+        self.size = self.expected = 0
+        self.arrived.set()
+        return 0
+
+
+# ---- control lines
+
+
+cdef struct Line:
+    const char* subject
+    const char* reply
+    Py_ssize_t subject_size, reply_size, head, total
+
+
+cdef bint _read_line(const char* p, Py_ssize_t size, bint headers, Line* line) noexcept nogil:
+    """The words of a MSG or HMSG line behind its verb, CRLF left out; False if it is not one."""
+    cdef const char* end = p + size
+    cdef const char* words[6]
+    cdef Py_ssize_t sizes[6]
+    cdef uint64_t number = 0, head = 0
+    cdef int count = 0, last
+    while p < end:
+        if p[0] == c" " or p[0] == c"\t":
+            p += 1
+            continue
+        if count == 6:
+            return False
+        words[count] = p
+        while p < end and p[0] != c" " and p[0] != c"\t":
+            p += 1
+        sizes[count] = p - words[count]
+        count += 1
+    # subject, sid, maybe reply, then one size or (with headers) two
+    last = count - 1
+    if count < (4 if headers else 3) or count > (5 if headers else 4):
+        return False
+    p = words[last]
+    if not read_digits(&p, words[last] + sizes[last], &number) or p != words[last] + sizes[last] or number > (<uint64_t> 1 << 40):
+        return False
+    line.head = 0
+    if headers:
+        last -= 1
+        p = words[last]
+        if not read_digits(&p, words[last] + sizes[last], &head) or p != words[last] + sizes[last] or head > number:
+            return False
+        line.head = <Py_ssize_t> head
+    line.total = <Py_ssize_t> number
+    line.subject = words[0]
+    line.subject_size = sizes[0]
+    line.reply = words[2] if last == 3 else NULL
+    line.reply_size = sizes[2] if last == 3 else 0
+    return True
+
+
+# ---- the wire
+
+
+cdef class Wire:
+    cdef readonly long long epoch
+    cdef readonly bint is_open
+    cdef readonly Py_ssize_t appending
+    cdef readonly Py_ssize_t max_payload
+    cdef Link _link
+    cdef bytes _inbox
+    cdef dict _waiting, _consumers
+    cdef uint64_t _token
+    cdef bytearray _rest
+    cdef list _ready
+    cdef object _call_soon, _on_rest, _on_lost
+    cdef bint _told
+    cdef long long _ended  # the last connection whose end was made known
+    cdef readonly Py_ssize_t queued
+    cdef readonly object room
+    cdef Py_ssize_t _longest_line, _longest_message, _most_records, _most_bytes, _queued_bytes
+    cdef bint _full
+
+    def __init__(self, str inbox, call_soon, on_rest, on_lost, limits not None):
+        self._inbox = inbox.encode() + b"."
+        self._call_soon, self._on_rest, self._on_lost = call_soon, on_rest, on_lost
+        self._longest_line, self._longest_message, self._most_records, self._most_bytes = limits
+        self.room = Event()
+        self._waiting = {}
+        self._consumers = {}
+        self._rest = bytearray()
+        self._ready = []
+
+    # ---- connections
+
+    @property
+    def last_received(self):
+        return 0.0 if self._link is None else self._link.last_received
+
+    def attach(self, Link link not None):
+        if self._link is not None:
+            self.detach(self._link.epoch)
+        self._rest.clear()
+        self.epoch = link.epoch
+        self._ended = 0
+        self._link = link
+
+    def detach(self, long long epoch):
+        cdef Link link = self._link
+        if link is not None and link.epoch == epoch:
+            self._lose(link, True)
+            self._link = None
+
+    def open(self, Py_ssize_t max_payload):
+        self.max_payload = max_payload
+        self.is_open = self._link is not None and not self._link.broken
+
+    cdef int _lose(self, Link link, bint on_loop) except -1:
+        """End the current connection: everybody who waits on it learns it now."""
+        cdef Window window
+        link.fail()
+        if link is not self._link or self._ended == link.epoch:
+            return 0
+        self._ended = link.epoch
+        self.is_open = False
+        waiting, self._waiting = self._waiting, {}
+        for item in waiting.values():
+            if type(item) is _Waiter:
+                (<_Waiter> item).settle(LOST)
+            elif type(item) is Window:
+                window = <Window> item
+                if not window.lost:
+                    window.lost = True
+                    self._ready.append((window._callback, None))
+            elif type(item) is not _Pull:
+                self._ready.append((item, None))
+        for deliveries in self._consumers.values():
+            (<Deliveries> deliveries)._end()
+        if not on_loop:
+            self._call_soon(self._on_lost, link.epoch)
+        return self._tell_loop(on_loop)
+
+    cdef int _tell_loop(self, bint on_loop) except -1:
+        """Have done on the loop what belongs there."""
+        if on_loop:
+            self._run()
+        elif (self._ready or self._rest) and not self._told:
+            self._told = True
+            try:
+                self._call_soon(self._run)
+            except BaseException:  # the loop is closed, or a signal's handler raised: whoever comes next tells it
+                self._told = False
+                raise
+        return 0
+
+    def _run(self):
+        self._told = False
+        ready, self._ready = self._ready, []
+        for callback, reply in ready:
+            callback(reply)
+        if self._rest:
+            self._on_rest()
+
+    # ---- in
+
+    def on_ready(self):
+        cdef Link link = self._link
+        if link is None or link.broken:
+            if link is not None:
+                self._lose(link, False)
+            return
+        if link.blocked:
+            link.blocked = False
+            link.flush()
+            link.listen(link.reading)
+        if not link.reading and not link.broken:
+            link.reading = True
+            try:
+                if link.receive() > 0:
+                    self._handle(link)
+            finally:
+                link.reading = False
+        if link.broken:
+            self._lose(link, False)
+        self._tell_loop(True)
+
+    def feed(self, bytes data not None):
+        cdef Link link = self._link
+        if link is None or link.broken:
+            return
+        link.take_in(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+        self._handle(link)
+        if link.broken:
+            self._lose(link, False)
+        self._tell_loop(True)
+
+    def take_rest(self):
+        rest = bytes(self._rest)
+        self._rest.clear()
+        return rest
+
+    cdef int _handle(self, Link link) except -1:
+        """Handle every whole frame that was received; what breaks the protocol breaks the connection."""
+        try:
+            if not self._frames(link):
+                link.fail()
+        except BaseException:
+            link.fail()
+            raise
+        return 0
+
+    cdef bint _frames(self, Link link) except -1:
+        cdef Buffer* b = &link.received
+        cdef const char* p
+        cdef const char* newline
+        cdef Py_ssize_t size, line_size, whole
+        cdef Line line
+        cdef bint headers
+        link.wanted = 0
+        while b.start < b.end:
+            p = b.data + b.start
+            size = b.end - b.start
+            newline = <const char*> memchr(p, c"\n", <size_t> min(size, self._longest_line))
+            if newline == NULL:
+                return size < self._longest_line
+            line_size = newline - p + 1
+            headers = line_size > 5 and memcmp(p, b"HMSG ", 5) == 0
+            if not headers and not (line_size > 4 and memcmp(p, b"MSG ", 4) == 0):
+                self._rest += p[:line_size]
+                b.start += line_size
+                continue
+            if p[line_size - 2] != c"\r" or not _read_line(p + 4 + headers, line_size - 6 - headers, headers, &line):
+                return False
+            if line.total > self._longest_message:
+                return False
+            whole = line_size + line.total + 2
+            if size < whole:
+                link.wanted = whole
+                return True
+            if memcmp(p + whole - 2, b"\r\n", 2) != 0:
+                return False
+            if not self._message(link, &line, newline + 1):
+                self._rest += p[:whole]
+            b.start += whole
+        return True
+
+    cdef bint _message(self, Link link, Line* line, const char* body) except -1:
+        """Give a message to whom it is for; False if that is nobody here."""
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(self._inbox)
+        cdef const char* p
+        cdef uint64_t token
+        if line.subject_size > n and memcmp(line.subject, PyBytes_AS_STRING(self._inbox), <size_t> n) == 0:
+            p = line.subject + n
+            if read_digits(&p, line.subject + line.subject_size, &token) and p == line.subject + line.subject_size:
+                self._reply(token, line, body)
+            # A reply to somebody who gave up is nobody's any more.
+            return True
+        if line.reply_size > 8 and memcmp(line.reply, b"$JS.ACK.", 8) == 0:
+            return self._delivery(link, line, body)
+        return False
+
+    cdef int _reply(self, uint64_t token, Line* line, const char* body) except -1:
+        cdef PubAck ack
+        cdef bint acked
+        item = self._waiting.get(token)
+        if item is None:
+            return 0
+        if type(item) is _Waiter or type(item) is Window:
+            del self._waiting[token]
+            acked = line.head == 0 and read_puback(body, line.total, &ack)
+            if type(item) is _Waiter:
+                (<_Waiter> item).seq = ack.seq if acked else 0
+                (<_Waiter> item).duplicate = acked and ack.duplicate
+                (<_Waiter> item).settle(ACKED if acked else REFUSED)
+            else:
+                self._answer(<Window> item, token, &ack if acked else NULL, body + line.head, line.total - line.head)
+        elif type(item) is _Pull:
+            self._status(<_Pull> item, _reply_of(line, body))
+        else:
+            self._ready.append((item, _reply_of(line, body)))
+        return 0
+
+    cdef int _answer(self, Window window, uint64_t token, PubAck* ack, const char* data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t i = <Py_ssize_t> (token - window._first)
+        if ack != NULL:
+            window._states[i] = ACKED
+            window._seqs[i] = ack.seq
+            window._duplicates[i] = ack.duplicate
+        else:
+            window._states[i] = REFUSED
+            window._refusals[i] = PyBytes_FromStringAndSize(data, size)
+        window._open -= 1
+        if window._open == 0:
+            self._ready.append((window._callback, None))
+        return 0
+
+    cdef int _status(self, _Pull pull, Reply reply) except -1:
+        """A status ends a pull request; without one it is a notice (the consumer's heartbeat) that ends nothing."""
+        cdef Deliveries deliveries = pull.deliveries
+        headers = reply.headers or {}
+        code = headers.get("Status", "")
+        if code == "100":
+            return 0
+        self._waiting.pop(pull.token, None)
+        if pull in deliveries._pulls:
+            deliveries._pulls.remove(pull)
+            deliveries.expected -= pull.left
+        deliveries._status = code, headers.get("Description", "")
+        deliveries.arrived.set()
+        return 0
+
+    cdef bint _delivery(self, Link link, Line* line, const char* body) except -1:
+        cdef AckSubject ack
+        cdef Deliveries deliveries
+        cdef _Pull pull
+        if not read_ack_subject(line.reply, line.reply_size, &ack):
+            return False
+        deliveries = self._consumers.get(ack.consumer[:ack.consumer_size])
+        if deliveries is None:
+            return False
+        data = PyBytes_FromStringAndSize(body + line.head, line.total - line.head)
+        message = Message._make((
+            PyUnicode_DecodeUTF8(line.subject, line.subject_size, "replace"),
+            data,
+            Position._make((ack.time_ns, ack.seq)),
+            PyUnicode_DecodeUTF8(line.reply, line.reply_size, "replace"),
+            link.epoch,
+            ack.deliveries,
+        ))
+        deliveries._messages.append((link.last_received, message))
+        deliveries.size += PyBytes_GET_SIZE(data)
+        if deliveries._pulls:
+            # The server serves one consumer's requests in their order.
+            pull = deliveries._pulls[0]
+            pull.left -= 1
+            deliveries.expected -= 1
+            if pull.left == 0:
+                deliveries._pulls.popleft()
+                self._waiting.pop(pull.token, None)
+        if not deliveries.arrived.is_set():
+            deliveries.arrived.set()
+        return True
+
+    # ---- out
+
+    def put(self, bytes frames not None):
+        cdef Link link = self._link
+        if link is None or link.broken:
+            return False
+        memcpy(link.room(PyBytes_GET_SIZE(frames)), PyBytes_AS_STRING(frames), <size_t> PyBytes_GET_SIZE(frames))
+        self._flush(link)
+        return True
+
+    cdef int _flush(self, Link link) except -1:
+        link.flush()
+        if link.broken:
+            self._lose(link, False)
+        return 0
+
+    def expect(self, callback not None):
+        return self._register(callback)
+
+    cdef uint64_t _register(self, object item) except 0:
+        self._token += 1
+        self._waiting[self._token] = item
+        return self._token
+
+    def forget(self, uint64_t token):
+        self._waiting.pop(token, None)
+
+    def reply_subject(self, uint64_t token):
+        return f"{self._inbox.decode()}{token}"
+
+    # ---- handing over to the loop
+
+    def hand_over(self, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
+        if records and self.queued and (self.queued + records > self._most_records or self._queued_bytes + size > self._most_bytes):
+            self._full = True
+            self.room.clear()
+            return False
+        self.queued += records
+        self._queued_bytes += size
+        self._ready.append((callback, payload))
+        self._tell_loop(False)
+        return True
+
+    def leave(self, Py_ssize_t records, Py_ssize_t size):
+        self.queued -= records
+        self._queued_bytes -= size
+        # Not at the first that leaves: whoever waits would wake up for each one, and fill the place again.
+        if self._full and self.queued <= self._most_records // 2 and self._queued_bytes <= self._most_bytes // 2:
+            self._full = False
+            self.room.set()
+
+    # ---- appends
+
+    def append(self, Turn turn not None, Tally tally not None, str subject not None, record not None, double deadline):
+        cdef Link link = self._link
+        cdef _Waiter waiter
+        cdef uint64_t token
+        cdef Py_ssize_t size = 0
+        if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
+            return None
+        if not self.is_open or link is None or link.broken:
+            return None
+        waiter = _Waiter.__new__(_Waiter)
+        token = self._register(waiter)
+        turn.taken = True
+        self.appending += 1
+        try:
+            size = self.post(link, token, subject, turn._fence, record)
+            if size:
+                self._wait(link, waiter, deadline)
+        except BaseException:
+            if turn._epoch != 0:
+                turn.suspect = True
+                turn._fence = None
+            raise
+        finally:
+            self._waiting.pop(token, None)
+            self.appending -= 1
+            if size and turn._epoch != 0 and (waiter.state == WAITING or waiter.state == LOST):
+                turn.suspect = True
+                turn._fence = None
+            turn._give()
+        if waiter.state == ACKED:
+            tally.note(waiter.seq, size)
+            return waiter.seq, bool(waiter.duplicate)
+        if size and waiter.state != REFUSED:
+            raise Unsettled
+        return None
+
+    cpdef Py_ssize_t post(self, Link link, uint64_t token, str subject, bytes fence, record) except -1:
+        """Write a record to the socket; its size, or 0 if it is too large for one message of this server."""
+        cdef RecordForm form
+        cdef char* p
+        record_form(&form, record)
+        if form.body == NULL or form.size + HEADER_ROOM > self.max_payload:
+            return 0
+        p = self._head(link, token, subject, record[4], fence, form.size)
+        put_record(<uint8_t*> p, &form)
+        memcpy(p + form.size, b"\r\n", 2)
+        self._flush(link)
+        return form.size
+
+    cdef char* _head(self, Link link, uint64_t token, str subject, bytes key, bytes fence, Py_ssize_t size) except NULL:
+        """Queue all of a message's frame but its data and the CRLF behind; returns where they go."""
+        cdef Py_ssize_t subject_size, i
+        cdef const char* text = PyUnicode_AsUTF8AndSize(subject, &subject_size)
+        cdef Py_ssize_t headers = 10 + 13 + 2 * KEY_BYTES + 2 + PyBytes_GET_SIZE(fence) + 2
+        cdef char numbers[64]
+        cdef Py_ssize_t inbox_size = PyBytes_GET_SIZE(self._inbox)
+        cdef Py_ssize_t digits = 0, line
+        cdef char* p
+        if PyBytes_GET_SIZE(key) != KEY_BYTES:
+            raise ValueError(f"key has {PyBytes_GET_SIZE(key)} bytes, not {KEY_BYTES}")
+        digits = _put_number(numbers, token)
+        numbers[digits] = c" "
+        digits += 1
+        digits += _put_number(numbers + digits, <uint64_t> headers)
+        numbers[digits] = c" "
+        digits += 1
+        digits += _put_number(numbers + digits, <uint64_t> (headers + size))
+        line = 5 + subject_size + 1 + inbox_size + digits + 2
+        if line > CONTROL_LINE_LIMIT:
+            raise ValueError(f"control line has {line} bytes; the server takes {CONTROL_LINE_LIMIT}")
+        p = link.room(line + headers + size + 2)
+        memcpy(p, b"HPUB ", 5)
+        p += 5
+        memcpy(p, text, <size_t> subject_size)
+        p[subject_size] = c" "
+        p += subject_size + 1
+        memcpy(p, PyBytes_AS_STRING(self._inbox), <size_t> inbox_size)
+        p += inbox_size
+        memcpy(p, numbers, <size_t> digits)
+        p += digits
+        memcpy(p, b"\r\nNATS/1.0\r\nNats-Msg-Id: ", 25)
+        p += 25
+        text = PyBytes_AS_STRING(key)
+        for i in range(KEY_BYTES):
+            p[0] = HEX[<uint8_t> text[i] >> 4]
+            p[1] = HEX[<uint8_t> text[i] & 15]
+            p += 2
+        memcpy(p, b"\r\n", 2)
+        p += 2
+        memcpy(p, PyBytes_AS_STRING(fence), <size_t> PyBytes_GET_SIZE(fence))
+        p += PyBytes_GET_SIZE(fence)
+        memcpy(p, b"\r\n", 2)
+        return p + 2
+
+    cdef int _wait(self, Link link, _Waiter waiter, double deadline) except -1:
+        """Until the waiter is settled, or the deadline; the calling thread reads the socket itself if nobody else does."""
+        cdef double left
+        cdef long long slice_us
+        cdef PyLockStatus status
+        while waiter.state == WAITING:
+            left = deadline - monotonic()
+            if left <= 0:
+                return 0
+            if link.may_wait():
+                self._read(link, waiter, deadline)
+                continue
+            if waiter.lock == NULL:
+                waiter.lock = PyThread_allocate_lock()
+                if waiter.lock == NULL:
+                    raise MemoryError
+                PyThread_acquire_lock(waiter.lock, 0)
+            slice_us = min(<long long> (left * 1e6) + 1, SLICE_MS * 1000)
+            with nogil:
+                status = PyThread_acquire_lock_timed(waiter.lock, slice_us, 1)
+            if status != PY_LOCK_ACQUIRED:
+                PyErr_CheckSignals()
+        return 0
+
+    cdef int _read(self, Link link, _Waiter waiter, double deadline) except -1:
+        cdef double left
+        link.listen(True)
+        try:
+            while waiter.state == WAITING and not link.broken:
+                left = deadline - monotonic()
+                if left <= 0:
+                    break
+                if link.wait(min(<int> (left * 1e3) + 1, SLICE_MS)) and link.receive() > 0:
+                    self._handle(link)
+        finally:
+            link.listen(False)
+            if link.broken:
+                self._lose(link, False)
+            self._tell_loop(False)
+        return 0
+
+    def pipeline(self, list messages not None, bytes fence not None, callback not None):
+        cdef Link link = self._link
+        cdef Window window
+        cdef uint64_t token
+        cdef Py_ssize_t size, queued = 0
+        cdef char* p
+        cdef bytes data
+        if not self.is_open or link is None or link.broken:
+            return None
+        window = Window(self._token + 1, len(messages), callback)
+        for _ in messages:
+            self._register(window)
+        token = window._first
+        for subject, key, item in messages:
+            data = item
+            size = PyBytes_GET_SIZE(data)
+            p = self._head(link, token, subject, key, fence, size)
+            memcpy(p, PyBytes_AS_STRING(data), <size_t> size)
+            memcpy(p + size, b"\r\n", 2)
+            token += 1
+            queued += size
+            if queued >= FLUSH_BYTES:
+                queued = 0
+                self._flush(link)
+        self._flush(link)
+        return window
+
+    def give_up(self, Window window not None):
+        cdef Py_ssize_t i
+        for i in range(window._count):
+            self._waiting.pop(window._first + i, None)
+
+    # ---- consumers
+
+    def deliveries(self, str stream not None, str consumer not None):
+        key = f"{stream}.{consumer}".encode()
+        found = self._consumers.get(key)
+        if found is None:
+            found = self._consumers[key] = Deliveries()
+        return found
+
+    def pull(self, Deliveries deliveries not None, str subject not None, bytes request not None, Py_ssize_t batch):
+        cdef _Pull pull
+        if not self.is_open:
+            return False
+        pull = _Pull.__new__(_Pull)
+        pull.deliveries = deliveries
+        pull.left = batch
+        pull.token = self._register(pull)
+        deliveries._pulls.append(pull)
+        deliveries.expected += batch
+        head = f"PUB {subject} {self.reply_subject(pull.token)} {len(request)}\r\n".encode()
+        return self.put(b"%b%b\r\n" % (head, request))
+
+    def forget_pulls(self, Deliveries deliveries not None):
+        for pull in deliveries._pulls:
+            self._waiting.pop((<_Pull> pull).token, None)
+        deliveries._pulls.clear()
+        deliveries.expected = 0
+
+    def tell(self, messages not None, bytes word not None):
+        cdef Link link = self._link
+        cdef const char* reply
+        cdef char* p
+        cdef char tail[24]
+        cdef Py_ssize_t size, word_size = PyBytes_GET_SIZE(word), digits
+        if link is None or link.broken or not self.is_open:
+            return
+        tail[0] = c" "
+        digits = 1 + _put_number(tail + 1, <uint64_t> word_size)
+        memcpy(tail + digits, b"\r\n", 2)
+        digits += 2
+        for message in messages:
+            if message[4] != link.epoch:
+                continue
+            reply = PyUnicode_AsUTF8AndSize(message[3], &size)
+            p = link.room(4 + size + digits + word_size + 2)
+            memcpy(p, b"PUB ", 4)
+            memcpy(p + 4, reply, <size_t> size)
+            p += 4 + size
+            memcpy(p, tail, <size_t> digits)
+            p += digits
+            memcpy(p, PyBytes_AS_STRING(word), <size_t> word_size)
+            memcpy(p + word_size, b"\r\n", 2)
+        self._flush(link)
+
+
+cdef const char* HEX = b"0123456789abcdef"
+
+
+cdef Py_ssize_t _put_number(char* p, uint64_t value) noexcept nogil:
+    """A decimal number; returns its length, at most 20."""
+    cdef char digits[20]
+    cdef Py_ssize_t count = 0, i
+    while True:
+        digits[count] = <char> (c"0" + value % 10)
+        count += 1
+        value //= 10
+        if value == 0:
+            break
+    for i in range(count):
+        p[i] = digits[count - 1 - i]
+    return count
+
+
+cdef Reply _reply_of(Line* line, const char* body):
+    cdef Reply reply = Reply.__new__(Reply)
+    reply.data = PyBytes_FromStringAndSize(body + line.head, line.total - line.head)
+    if line.head:
+        reply._head = PyBytes_FromStringAndSize(body, line.head)
+    return reply

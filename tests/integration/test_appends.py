@@ -1,0 +1,197 @@
+"""The ways to append to a real server: by the calling thread, handed over without waiting, and in windows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future, wait
+from typing import Any
+
+import pytest
+
+from skialith import AgentFenced, BatchFailed, Closed, InvalidPayload, SkialithAgent, WalUnavailable
+from skialith.records import Ack
+from skialith.wal import transport
+from tests.fixtures.agents import OpenAgent
+from tests.fixtures.nats import NatsServer, wait_until
+from tests.fixtures.wal import OpenWal, append, event, soon
+
+
+def seqs(futures: list[Future[Ack]]) -> list[int]:
+    return [future.result(20).seq for future in futures]
+
+
+def test_events_handed_over_keep_the_order_of_the_calls(open_agent: OpenAgent) -> None:
+    agent = open_agent("a", writer="off")
+    agent.resume()
+    futures = [agent.save_event_nowait(f"e{n}", {"n": n}) for n in range(3000)]
+    between = agent.save_event("between", {})
+    futures.append(agent.save_event_nowait("last", {}))
+    found = seqs(futures)
+    assert found == sorted(found)
+    assert found[-2] < between.seq < found[-1]
+    assert [event.event_id for event in agent.history()] == [*(f"e{n}" for n in range(3000)), "between", "last"]
+
+
+def test_an_event_handed_over_twice_is_there_once(open_agent: OpenAgent) -> None:
+    agent = open_agent("a", writer="off")
+    acks = [agent.save_event_nowait("same", {"n": n}).result(20) for n in range(2)]
+    assert [ack.duplicate for ack in acks] == [False, True]
+    assert acks[0].seq == acks[1].seq
+    assert [event.data for event in agent.history()] == [{"n": 0}]
+
+
+def test_what_cannot_be_carried_is_refused_by_the_call_itself(open_agent: OpenAgent) -> None:
+    agent = open_agent("a", writer="off")
+    with pytest.raises(InvalidPayload, match=r"data.x\[1\]"):
+        agent.save_event_nowait("e", {"x": [1, {2}]})
+    agent.close()
+    with pytest.raises(Closed):
+        agent.save_event_nowait("e", {})
+
+
+def test_a_future_says_what_became_of_its_record(
+    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any]
+) -> None:
+    settings["nats_url"] = nats_server.url
+    agent = open_agent("a", writer="off", timeout=1.0)
+    agent.save_event("first", {})
+    nats_server.pause()
+    futures = [agent.save_event_nowait(f"e{n}", {}) for n in range(20)]
+    assert not futures[0].cancel()
+    errors = [future.exception(20) for future in futures]
+    nats_server.resume()
+    assert all(isinstance(error, WalUnavailable) and error.retryable for error in errors)
+    assert {error.outcome for error in errors if isinstance(error, WalUnavailable)} == {"unknown"}
+    wait_until(lambda: agent.save_event("later", {}).seq > 0, 20, "the server answers again")
+    for n in range(20):
+        agent.save_event(f"e{n}", {})
+    assert sorted(event.event_id for event in agent.history()) == sorted(
+        ["first", "later", *(f"e{n}" for n in range(20))]
+    )
+
+
+def test_a_full_window_blocks_the_caller_and_never_grows(
+    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_QUEUED_RECORDS", 50)
+    settings["nats_url"] = nats_server.url
+    agent = open_agent("a", writer="off", timeout=20.0)
+    agent.save_event("first", {})
+    nats_server.pause()
+    futures: list[Future[Ack]] = []
+
+    def submit() -> None:
+        futures.extend(agent.save_event_nowait(f"e{n}", {}) for n in range(120))
+
+    thread = threading.Thread(target=submit)
+    thread.start()
+    wire = agent._runtime.wal.connection.wire
+    wait_until(lambda: wire.queued == 50, 10, "the window is full")
+    thread.join(0.3)
+    assert thread.is_alive()
+    assert wire.queued == 50
+    nats_server.resume()
+    thread.join(20)
+    assert not thread.is_alive()
+    found = seqs(futures)
+    assert found == sorted(found)
+    assert len(set(found)) == 120
+    wait_until(lambda: wire.queued == 0, 10, "nothing is counted any more")
+
+
+def test_a_full_window_gives_up_at_the_deadline(
+    nats_server: NatsServer, open_wal: OpenWal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_QUEUED_RECORDS", 5)
+    wal = open_wal(nats_server.url)
+    append(wal, event(wal, "a", "first"))
+    nats_server.pause()
+    try:
+        tickets = [wal.append("a", [event(wal, "a", f"e{n}")], soon(10)) for n in range(5)]
+        with pytest.raises(WalUnavailable, match="wait for PubAcks") as caught:
+            wal.append("a", [event(wal, "a", "one more")], soon(0.3))
+        assert caught.value.outcome == "not_written"
+    finally:
+        nats_server.resume()
+    assert [len(wal.wait(ticket)) for ticket in tickets] == [1] * 5
+
+
+def test_whoever_was_taken_over_is_fenced_with_records_in_flight(
+    open_agent: OpenAgent, settings: dict[str, Any]
+) -> None:
+    old = open_agent("a", writer="off")
+    old.resume()
+    futures: list[Future[Ack]] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            futures.append(old.save_event_nowait(f"old-{len(futures)}", {}))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until(lambda: len(futures) > 500, 20, "records in flight")
+    new = SkialithAgent("a", **{**settings, "writer": "off", "timeout": 9.5})  # another runtime
+    try:
+        new.resume()
+        first = new.save_event("new-0", {}).seq
+        stop.set()
+        thread.join(20)
+        wait(futures, 20)
+        durable = [future.result().seq for future in futures if future.exception() is None]
+        assert all(isinstance(future.exception(), AgentFenced | None) for future in futures)
+        assert len(durable) < len(futures)
+        assert max(durable) < first
+        with pytest.raises(AgentFenced):
+            old.save_event("again", {})
+        with pytest.raises(BatchFailed) as caught:
+            old.save_events([(f"b{n}", {}) for n in range(5)])
+        assert isinstance(caught.value.__cause__, AgentFenced)
+        assert caught.value.outcome == "not_written"
+    finally:
+        new.close()
+
+
+def test_threads_with_agents_of_their_own_share_the_connection(open_agent: OpenAgent) -> None:
+    agents = [open_agent(f"a{n}", writer="off") for n in range(16)]
+    found: dict[str, list[int]] = {}
+
+    def work(agent: SkialithAgent) -> None:
+        agent.resume()
+        found[agent.agent_id] = [agent.save_event(f"e{n}", {"n": n}).seq for n in range(200)]
+
+    threads = [threading.Thread(target=work, args=(agent,)) for agent in agents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 16
+    assert all(each == sorted(each) for each in found.values())
+    assert len({seq for each in found.values() for seq in each}) == 3200
+
+
+def test_a_window_that_meets_a_restarted_server_is_stored_once_and_in_order(
+    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any]
+) -> None:
+    settings["nats_url"] = nats_server.url
+    agent = open_agent("a", writer="off", timeout=20.0)
+    agent.resume()
+    done = threading.Event()
+
+    def restart() -> None:
+        while not done.wait(0.05):
+            nats_server.restart()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    acks: list[Ack] = []
+    began = time.monotonic()
+    try:
+        while len(acks) < 3000 or time.monotonic() - began < 3:
+            acks += agent.save_events([(f"e{len(acks) + n}", {}) for n in range(1000)])
+    finally:
+        done.set()
+        thread.join(20)
+    assert [ack.seq for ack in acks] == sorted(ack.seq for ack in acks)
+    assert [event.event_id for event in agent.history()] == [f"e{n}" for n in range(len(acks))]
