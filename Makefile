@@ -7,11 +7,11 @@ SKIALITH_CHAOS_ROUNDS ?= 20
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-COMPILED := skialith._fastpath skialith.wal._link skialith.wal._wire
+COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._wire
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench clean
+.PHONY: help demo test lint chaos asan bench clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -22,7 +22,7 @@ demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, an
 test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
 	@$(PYTEST)
 
-lint: .venv/.ready-dev  ## check style, types, import directions and the compiled module's stub
+lint: .venv/.ready-dev  ## check style, types, import directions and the compiled modules' stubs
 	@echo "==> ruff"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -33,12 +33,15 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 	@echo "==> stubtest"
 	@$(BIN)/python -m mypy.stubtest $(COMPILED) --mypy-config-file pyproject.toml
 
-chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
+chaos: .venv/.ready-dev asan  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
 
 bench: .venv/.ready-dev  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
 	@mkdir -p .benchmarks
 	@$(PYTEST) bench --benchmark-json=.benchmarks/bench.json --chart=.benchmarks/bench.svg
+
+asan: .venv/.ready-dev  ## run the fuzz tests on modules that are compiled with the address and undefined-behaviour sanitizers
+	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) scripts/asan.sh
 
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"

@@ -31,4 +31,6 @@ def extension(name: str) -> Extension:
     )
 
 
-setup(ext_modules=[extension(name) for name in ("skialith._fastpath", "skialith.wal._link", "skialith.wal._wire")])
+COMPILED = ("skialith._fastpath", "skialith._rows", "skialith.wal._link", "skialith.wal._wire")
+
+setup(ext_modules=[extension(name) for name in COMPILED])

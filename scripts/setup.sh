@@ -106,7 +106,7 @@ make_venv() {
 }
 
 install_skialith() {
-    say "installing Skialith [$1] and compiling skialith._fastpath (the first time takes a minute or two)"
+    say "installing Skialith [$1] and compiling its Cython modules (the first time takes a minute or two)"
     PYTHONWARNINGS=ignore .venv/bin/python -m pip install -q --progress-bar off -e ".[$1]"
 }
 

@@ -10,19 +10,30 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from . import payloads
+from . import _rows, payloads
 from .config import MAX_RECORD_BYTES, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
-from .records import Record
+from .records import Codec, Record
 
 _TOO_LARGE = f"larger than {TRACE_JSON_BYTES} bytes as JSON"
 # A float takes 9 bytes as msgpack and at least 3 characters and a comma as JSON; nothing shrinks more than that.
 _LARGEST_BODY = 3 * TRACE_JSON_BYTES
 
 
+_PLAIN = int(Codec.MSGPACK)
+
+
 class _TooLarge(Exception):
     """The document is over TRACE_JSON_BYTES already, so the rest need not be looked at."""
+
+
+def of_records(records: Sequence[Record]) -> list[str]:
+    """:func:`of_record` of each."""
+    packed = [record.body if record.codec == _PLAIN and record.body is not None else b"" for record in records]
+    texts = _rows.json_texts(packed, TRACE_JSON_DEPTH, TRACE_JSON_BYTES)
+    return [of_record(record) if text is None else text for record, text in zip(records, texts, strict=True)]
 
 
 def of_record(record: Record) -> str:
@@ -35,6 +46,9 @@ def of_record(record: Record) -> str:
         size = len(body)
         if size > _LARGEST_BODY:
             return omitted(_TOO_LARGE, size)
+        (text,) = _rows.json_texts([body], TRACE_JSON_DEPTH, TRACE_JSON_BYTES)
+        if text is not None:
+            return text
         value = payloads.decode(0, body)
     except (ValueError, MemoryError) as error:
         return omitted(f"cannot be decoded: {error}"[:200], size)

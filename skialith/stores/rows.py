@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
 from ..errors import StoreDataError
 from ..records import DeadLetter, Kind, Manifest, Position, Record, Trace
@@ -74,8 +74,8 @@ PART_COLUMNS = ("parts_key", "n", "data")
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the columns are UTC without a zone
-_FIRST, _LAST = datetime(1000, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999)  # noqa: DTZ001
+_KINDS = frozenset(map(int, Kind))
+_Keyed = TypeVar("_Keyed", Record, Trace)
 
 
 class Blob(NamedTuple):
@@ -119,9 +119,26 @@ class Payload(NamedTuple):
     data: bytes
 
 
-def in_order(records: Iterable[Record]) -> list[Record]:
-    """By key, so that two writers lock rows in one order; and one key's records by position, so that the first one wins."""
-    return sorted(records, key=lambda record: (record.key, record.position))
+def in_order(items: Iterable[_Keyed]) -> list[_Keyed]:
+    """Records or traces by key, so that two writers lock rows in one order; those of one key by position, so that the first
+    one wins."""
+    listed = list(items)
+    fields = type(listed[0])._fields if listed else ("key", "position")
+    return _rows.in_order(listed, fields.index("key"), fields.index("position"))
+
+
+def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[str, Payload]]]:
+    """Rows of the events, rows of the checkpoints, and with its table each large payload that goes with one of them."""
+    large: list[tuple[str, Payload]] = []
+
+    def of_large(record: Record) -> Row:
+        row, payload = of_record(record)
+        if payload is not None:
+            large.append(("agent_events" if record.kind == Kind.EVENT else "agent_checkpoints", payload))
+        return row
+
+    events, checkpoints = _rows.of_records(records, PAYLOAD_PART_BYTES, of_large)
+    return events, checkpoints, large
 
 
 def of_record(record: Record) -> tuple[Row, Payload | None]:
@@ -139,10 +156,11 @@ def of_record(record: Record) -> tuple[Row, Payload | None]:
     return row, large
 
 
-def check_kind(record: Record) -> None:
-    """Raise ``StoreDataError`` for a record that belongs in no table."""
-    if record.kind not in (Kind.EVENT, Kind.CHECKPOINT):
-        raise StoreDataError(f"{describe(record)}: no table takes records of kind {record.kind}")
+def check_kinds(records: Iterable[Record]) -> None:
+    """Raise ``StoreDataError`` if one of them belongs in no table."""
+    for record in records:
+        if record.kind not in _KINDS:
+            raise StoreDataError(f"{describe(record)}: no table takes records of kind {record.kind}")
 
 
 def describe(record: Record) -> str:
@@ -178,29 +196,9 @@ def to_checkpoint(row: Row, body: bytes | None) -> Record:
     )
 
 
-def of_trace(trace: Trace) -> Row:
-    """The row of a trace, as ``TRACE_COLUMNS``."""
-    return (
-        trace.key,
-        trace.namespace,
-        trace.agent_id,
-        trace.event_id,
-        trace.step_index,
-        trace.event_type,
-        trace.payload_json,
-        _datetime(trace.created_us),
-        _datetime(trace.position.time_ns // 1000),
-        *trace.position,
-    )
-
-
-def _datetime(unix_us: int) -> str:
-    """UTC as the databases write it; a time that they cannot hold becomes the nearest one that they can."""
-    try:
-        moment = _EPOCH + timedelta(microseconds=unix_us)
-    except OverflowError:
-        moment = _LAST if unix_us > 0 else _FIRST
-    return min(max(moment, _FIRST), _LAST).isoformat(sep=" ", timespec="microseconds")
+def of_traces(traces: list[Trace]) -> list[Row]:
+    """The rows of traces, as ``TRACE_COLUMNS``; a time that the databases cannot hold becomes the nearest one they can."""
+    return _rows.of_traces(traces)
 
 
 def of_letter(letter: DeadLetter) -> tuple[Row, list[Payload]]:

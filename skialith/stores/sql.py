@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
 from ..records import DeadLetter, Kind, Position, Record, Trace
 from . import read, rows
@@ -26,7 +27,7 @@ class Session(read.Queries, Protocol):
     def run(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Rows changed by a statement."""
 
-    def insert(self, table: str, columns: Sequence[str], values: Iterable[Row]) -> None:
+    def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
 
 
@@ -108,22 +109,13 @@ class SqlStore(ABC):
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Store events and checkpoints in one transaction."""
-        for record in records:
-            rows.check_kind(record)
+        rows.check_kinds(records)
         if records:
             with self.writing() as session:
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        events: list[Row] = []
-        checkpoints: list[Row] = []
-        large: list[tuple[str, Payload]] = []
-        for record in rows.in_order(records):
-            row, payload = rows.of_record(record)
-            event = record.kind == Kind.EVENT
-            (events if event else checkpoints).append(row)
-            if payload is not None:
-                large.append(("agent_events" if event else "agent_checkpoints", payload))
+        events, checkpoints, large = rows.of_records(rows.in_order(records))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -141,7 +133,8 @@ class SqlStore(ABC):
             return
         there = session.rows("SELECT COUNT(*) FROM payload_parts WHERE parts_key = ?", (payload.key,))[0][0]
         if there < rows.part_count(len(payload.data)):
-            session.insert("payload_parts", rows.PART_COLUMNS, rows.parts(payload.key, payload.data))
+            for part in rows.parts(payload.key, payload.data):
+                session.insert("payload_parts", rows.PART_COLUMNS, [part])
 
     def write_traces(self, traces: Sequence[Trace]) -> None:
         """Store traces in one transaction."""
@@ -150,8 +143,10 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        in_order = sorted(traces, key=lambda trace: (trace.key, trace.position))
-        session.insert("agent_traces", rows.TRACE_COLUMNS, [rows.of_trace(trace) for trace in in_order])
+        in_order = rows.in_order(traces)
+        for start in range(0, len(in_order), DATABASE_STATEMENT_ROWS):
+            some = in_order[start : start + DATABASE_STATEMENT_ROWS]
+            session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(some))
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""
@@ -170,7 +165,7 @@ class SqlStore(ABC):
                 argument="record",
             )
         if record is not None:
-            rows.check_kind(record)
+            rows.check_kinds([record])
         with self.writing() as session:
             if record is not None:
                 self._insert_records(session, [record])

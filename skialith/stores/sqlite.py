@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -146,7 +146,7 @@ class _Session:
     def run(self, sql: str, args: Sequence[Any] = ()) -> int:
         return self._connection.execute(sql, args).rowcount
 
-    def insert(self, table: str, columns: Sequence[str], values: Iterable[Row]) -> None:
+    def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         self._connection.executemany(_insert(table, tuple(columns)), values)
 
 

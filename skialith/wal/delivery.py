@@ -104,7 +104,7 @@ class Delivery:
         for entry in group:
             if entry.done:
                 continue
-            if entry.deadline > now and not entry.ticket.future.cancelled():
+            if entry.deadline > now and not entry.ticket.future.done():
                 live.append(entry)
                 continue
             outcome: Outcome = "unknown" if entry.unknown else "not_written"

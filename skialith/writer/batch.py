@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from .. import _rows
 from ..records import Message, Record, decode_record
 
 
@@ -42,6 +44,14 @@ class Batch:
             Batch(self.messages[:middle], records[:middle], suspected=self.suspected),
             Batch(self.messages[middle:], records[middle:], suspected=self.suspected),
         ]
+
+
+def decode_run(namespace: str, messages: Sequence[Message], kinds: Container[int]) -> list[Record | None]:
+    """The records in ``messages`` up to the first one that needs a closer look (see ``decode``), all in one go.
+
+    None stands for a record that is of none of ``kinds``.
+    """
+    return _rows.records(Record, namespace, list(messages), kinds)
 
 
 def decode(namespace: str, message: Message) -> Record:

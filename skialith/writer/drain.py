@@ -23,7 +23,7 @@ from ..config import (
 )
 from ..errors import BodyMissing, StoreConnectionLost, StoreDataError, StoreUnavailable
 from ..records import Message, Record
-from .batch import Batch, Undecodable, decode
+from .batch import Batch, Undecodable, decode, decode_run
 from .dead_letters import bury, letter_for
 from .held import Aside, Held
 from .outage import Outage, Throttle
@@ -196,6 +196,10 @@ class Drain:
         """The record to be stored; None if there is none. Raises ``Undecodable``, or what ``Sink.load`` raises."""
         return self._sink.load(decode(self._namespace, message), self._source)
 
+    def decode_run(self, messages: Sequence[Message]) -> list[Record | None]:
+        """What ``decode`` returns of each, up to the first one whose body is elsewhere or that does not decode."""
+        return decode_run(self._namespace, messages, self._sink.kinds)
+
     def write(self, records: Sequence[Record]) -> None:
         """One transaction; committed when it returns."""
         self._writing = True
@@ -227,7 +231,7 @@ class Drain:
         self._pulling.over()
         self._held.take(messages)
         self._pulled_at = self._clock()
-        while not self._stopping.is_set() and (batch := self._held.next(self.decode)) is not None:
+        while not self._stopping.is_set() and (batch := self._held.next(self.decode, self.decode_run)) is not None:
             began = self._clock()
             try:
                 self.settle(batch)

@@ -55,7 +55,7 @@ class Held:
     def __init__(self, aside: Aside) -> None:
         self.unsettled: list[Message] = []
         self._aside = aside
-        self._waiting: deque[Message] = deque()
+        self._waiting: list[Message] = []
         self._pieces: deque[Batch] = deque()
 
     def take(self, messages: list[Message]) -> None:
@@ -63,7 +63,11 @@ class Held:
         self.unsettled = messages
         self._waiting.extend(sorted(messages, key=self._aside.__contains__) if self._aside else messages)
 
-    def next(self, decode: Callable[[Message], Record | None]) -> Batch | None:
+    def next(
+        self,
+        decode: Callable[[Message], Record | None],
+        decode_run: Callable[[Sequence[Message]], list[Record | None]],
+    ) -> Batch | None:
         """The next batch to be tried, None at the end. Decodes until it is full: large bodies one batch at a time."""
         if self._pieces:
             return self._pieces.popleft()
@@ -71,7 +75,14 @@ class Held:
         records: list[Record | None] = []
         size = 0
         while self._waiting and size < WRITER_BATCH_BYTES:
-            message = self._waiting.popleft()
+            # Their bodies are in the messages, so they are in memory already.
+            run = [] if self._aside else decode_run(self._waiting)
+            if run:
+                messages += self._waiting[: len(run)]
+                records += run
+                del self._waiting[: len(run)]
+                continue
+            message = self._waiting.pop(0)
             if message in self._aside:
                 self._pieces.append(Batch([message], None))
                 break

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from .. import trace_json
+from .. import _rows, trace_json
 from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing
-from ..records import DeadLetter, Kind, Message, Record, Trace
+from ..records import Codec, DeadLetter, Kind, Message, Record, Trace
+
+_TRACES_AT_ONCE = 128
+"""Records whose JSON is made in one go, unless one is compressed: then each may be 1 MiB as JSON, and they go one by one."""
 
 
 class Source(Protocol):
@@ -41,6 +44,8 @@ class Sink(Protocol):
 
     name: str
     """``"writer"`` or ``"trace_ingest"``: the consumer, and ``DeadLetter.sink``."""
+    kinds: frozenset[int]
+    """Kinds of records that it stores."""
 
     def load(self, record: Record, source: Source) -> Record | None:
         """``record`` with all that ``write`` needs of it; None when there is nothing left to do but to acknowledge it.
@@ -87,6 +92,7 @@ class TraceDatabase(Database, Protocol):
 
 class _DatabaseSink:
     name: str
+    kinds: frozenset[int]
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -105,6 +111,7 @@ class EventSink(_DatabaseSink):
     """Events and checkpoints, exactly as they were saved, into ``agent_events`` and ``agent_checkpoints``."""
 
     name = "writer"
+    kinds = frozenset(map(int, Kind))
 
     def __init__(self, store: EventDatabase) -> None:
         super().__init__(store)
@@ -131,6 +138,7 @@ class TraceSink(_DatabaseSink):
     """Events as JSON into ``agent_traces``; a marker with its size stands for the body of a large record."""
 
     name = "trace_ingest"
+    kinds = frozenset([int(Kind.EVENT)])
 
     def __init__(self, store: TraceDatabase) -> None:
         super().__init__(store)
@@ -138,33 +146,29 @@ class TraceSink(_DatabaseSink):
 
     def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""
-        return record if record.kind == Kind.EVENT else None
+        return record if record.kind in self.kinds else None
 
     def write(self, records: Sequence[Record]) -> None:
         """Store the records' traces: one transaction, or several where compressed payloads are large as JSON."""
         traces: list[Trace] = []
         size = 0
-        for record in records:
-            trace = trace_of(record)
-            traces.append(trace)
-            size += len(trace.payload_json)
-            if size >= WRITER_BATCH_BYTES:
-                self._store.write_traces(traces)
-                traces, size = [], 0
+        step = 1 if any(record.codec != Codec.MSGPACK for record in records) else _TRACES_AT_ONCE
+        for start in range(0, len(records), step):
+            for trace in traces_of(records[start : start + step]):
+                traces.append(trace)
+                size += len(trace.payload_json)
+                if size >= WRITER_BATCH_BYTES:
+                    self._store.write_traces(traces)
+                    traces, size = [], 0
         if traces:
             self._store.write_traces(traces)
 
 
+def traces_of(records: Sequence[Record]) -> list[Trace]:
+    """The rows of ``agent_traces`` for events; an event type is cut at ``MAX_EVENT_TYPE_CHARACTERS``."""
+    return _rows.traces(Trace, list(records), trace_json.of_records(records), MAX_EVENT_TYPE_CHARACTERS)
+
+
 def trace_of(record: Record) -> Trace:
-    """The row of ``agent_traces`` for an event; its event type is cut at ``MAX_EVENT_TYPE_CHARACTERS``."""
-    return Trace(
-        key=record.key,
-        namespace=record.namespace,
-        agent_id=record.agent_id,
-        event_id=record.record_id,
-        step_index=record.step_index,
-        event_type=record.event_type[:MAX_EVENT_TYPE_CHARACTERS],
-        payload_json=trace_json.of_record(record),
-        created_us=record.created_us,
-        position=record.position,
-    )
+    """The row of ``agent_traces`` for one event."""
+    return traces_of([record])[0]

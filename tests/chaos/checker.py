@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -169,6 +170,19 @@ class Checker:
             ]
             if places != sorted(places):
                 self._verdict.fault(f"ORDER: {call.agent}: the events of one call stand at {places}")
+        self._check_lanes(positions)
+
+    def _check_lanes(self, positions: dict[tuple[str, str], tuple[int, int]]) -> None:
+        """What one thread handed over one after the other without waiting stands in that order."""
+        lanes: dict[tuple[str, str, str], list[tuple[int, int]]] = defaultdict(list)
+        for call in self._evidence.of("event"):
+            name = (call.agent, call.items[0][0])
+            if call.lane and name in positions and self._events[name].calls == 1:
+                lanes[call.child, call.agent, call.lane].append(positions[name])
+        for (child, agent, _), places in lanes.items():
+            if places != sorted(places):
+                at = next(n for n, pair in enumerate(itertools.pairwise(places)) if pair[0] > pair[1])
+                self._verdict.fault(f"ORDER: {agent}: {child} handed over in turn what stands at {places[at : at + 2]}")
 
     def _placed(self) -> dict[str, list[tuple[Fate, tuple[int, int]]]]:
         """Stored records with their fates, per agent."""

@@ -17,7 +17,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import faults
+from . import faults, signalled
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -129,6 +129,11 @@ def take_turns(options: Options) -> None:
             notebook.line("note", what="turn")
 
 
+def interrupt(options: Options) -> None:
+    """Calls that are interrupted by signals, see :mod:`signalled`."""
+    signalled.interrupt(options, Notebook(Path(options.folder), options.name), on_term())
+
+
 def fork(options: Options) -> None:
     """An agent that is open before the fork; then parent and children write, and ``first`` of them exits first."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
@@ -213,6 +218,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "browse": browse,
     "take_turns": take_turns,
     "fork": fork,
+    "interrupt": interrupt,
 }
 
 

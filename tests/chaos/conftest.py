@@ -7,8 +7,11 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+
+from tests.fixtures.nats_proxy import NatsProxy
 
 from .checker import Verdict
 from .evidence import ROUNDS
@@ -74,6 +77,14 @@ def report(request: pytest.FixtureRequest) -> Report:
 def sqlite_world(tmp_path: Path, nats_url: str, seed: int) -> Iterator[World]:
     """A world on SQLite and the shared nats-server."""
     with World(tmp_path, nats_url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as each:
+        yield each
+
+
+@pytest.fixture
+def nats_proxy(sqlite_world: World) -> Iterator[NatsProxy]:
+    """A proxy in front of the server of ``sqlite_world``."""
+    server = urlsplit(sqlite_world.nats_url)
+    with NatsProxy(server.hostname or "", server.port or 0, sqlite_world.seed) as each:
         yield each
 
 

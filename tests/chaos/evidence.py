@@ -56,11 +56,16 @@ class Notebook:
         text = json.dumps({"op": op, "at": time.monotonic_ns(), **facts}, ensure_ascii=True) + "\n"
         os.write(self._file, text.encode("ascii"))
 
-    def intend(self, verb: str, agent: str, timeout: float, items: Iterable[tuple[str, Any]] = ()) -> int:
-        """Before a call: what it is about to do within how many seconds, items as (id, payload). Gives the call's number."""
+    def intend(
+        self, verb: str, agent: str, timeout: float, items: Iterable[tuple[str, Any]] = (), lane: str = ""
+    ) -> int:
+        """Before a call: what it is about to do within how many seconds, items as (id, payload). Gives the call's number.
+
+        ``lane``: calls of one agent in the same lane keep their order, though one begins before the other is over.
+        """
         number = next(self._numbers)
         digests = [[key, digest(value)] for key, value in items]
-        self.line("call", n=number, verb=verb, agent=agent, timeout=timeout, items=digests)
+        self.line("call", n=number, verb=verb, agent=agent, timeout=timeout, items=digests, lane=lane)
         return number
 
     def done(self, number: int, acks: Iterable[Any] = (), **result: Any) -> None:
@@ -80,6 +85,10 @@ class Notebook:
             retryable=error.retryable,
             text=str(error)[:300],
         )
+
+    def interrupted(self, number: int) -> None:
+        """After a call that ended because something else was raised inside it, such as Ctrl-C."""
+        self.line("fail", n=number, acks=[], error="Interrupted", cause="", outcome="unknown", retryable=True, text="")
 
 
 @dataclass(slots=True)
@@ -101,6 +110,7 @@ class Call:
     error: str = ""
     text: str = ""
     outcome: str = "killed"
+    lane: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -156,6 +166,7 @@ def _read_file(file: Path, evidence: Evidence) -> None:
         if line["op"] == "call":
             items = [(key, value) for key, value in line["items"]]
             calls[line["n"]] = Call(child, line["verb"], line["agent"], items, line["timeout"], line["at"])
+            calls[line["n"]].lane = line.get("lane", "")
         elif line["op"] == "note":
             evidence.notes.append({**line, "child": child})
         else:

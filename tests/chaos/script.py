@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,8 @@ from .evidence import ROUNDS, Notebook, digest, payload
 
 LIFE_SECONDS = 180.0 * max(1.0, ROUNDS)
 """No child outlives this, whatever becomes of the test."""
+WAIT_SECONDS = 10.0
+"""A future that takes this much longer than its call may take is never done: the waiter is lost."""
 BUG = 70
 """Exit code of a child that met an error that is not Skialith's own."""
 
@@ -31,7 +34,8 @@ class Options:
     """What a child does. ``settings`` go to SkialithAgent as they stand.
 
     ``agents``: ids, each written by ``threads`` threads; ``steps``: 0 is until SIGTERM. ``batches`` and ``large``: chance of
-    a step with a save_events of up to 60, and of an event of over 1 MiB. ``pace``: seconds between steps, at most.
+    a step with a save_events of less than ``most``, and of an event of over 1 MiB; ``nowait``: of one with as many
+    save_event_nowait, of which all are under way before the first is waited for. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
@@ -47,6 +51,8 @@ class Options:
     threads: int = 1
     steps: int = 0
     batches: float = 0.2
+    most: int = 60
+    nowait: float = 0.0
     large: float = 0.0
     pace: float = 0.0
     own_ids: bool = False
@@ -94,6 +100,35 @@ class Script:
     def save_all(self, identities: Sequence[str]) -> SkialithError | None:
         items = [(identity, payload(identity)) for identity in identities]
         return self._append("events", items, lambda: self.agent.save_events(items))
+
+    def save_nowait(self, identities: Sequence[str]) -> SkialithError | None:
+        """Hand all of them over, then wait for all; the first error. Each is written down for itself, when it is known."""
+        agent: Any = self.agent
+        under_way: list[Future[Ack]] = []
+        for identity in identities:
+            value = payload(identity)
+            lane = threading.current_thread().name
+            number = self.notebook.intend("event", agent.agent_id, agent.config.timeout, [(identity, value)], lane)
+            try:
+                future: Future[Ack] = agent.save_event_nowait(identity, value)
+            except SkialithError as error:
+                self.notebook.failed(number, error)
+                future = Future()
+                future.set_exception(error)
+            else:
+                future.add_done_callback(partial(self._note, number))
+            under_way.append(future)
+        errors = [future.exception(agent.config.timeout + WAIT_SECONDS) for future in under_way]
+        first = next((error for error in errors if error is not None), None)
+        assert first is None or isinstance(first, SkialithError), first
+        return first
+
+    def _note(self, number: int, future: Future[Ack]) -> None:
+        error = future.exception()
+        if isinstance(error, SkialithError):
+            self.notebook.failed(number, error)
+        elif error is None:
+            self.notebook.done(number, [future.result()])
 
     def checkpoint(self, step: int, size: int = 0) -> SkialithError | None:
         token = f"{self.notebook.name}:{time.monotonic_ns()}"
@@ -170,8 +205,12 @@ class Worker(Script):
             if not self.until_durable(partial(self.save, f"{name}.{n}")):
                 return False
         if self.dice.random() < self.options.batches:
-            identities = [f"{name}.b{n}" for n in range(self.dice.randrange(2, 60))]
+            identities = [f"{name}.b{n}" for n in range(self.dice.randrange(2, self.options.most))]
             if not self.until_durable(lambda: self.save_all(identities)):
+                return False
+        if self.dice.random() < self.options.nowait:
+            handed = [f"{name}.n{n}" for n in range(self.dice.randrange(2, self.options.most))]
+            if not self.until_durable(lambda: self.save_nowait(handed)):
                 return False
         size = 0
         if self.dice.random() < self.options.large:
@@ -215,7 +254,7 @@ def stop_on_bug(notebook: Notebook) -> Iterator[None]:
     """Whatever a thread meets that it cannot go on with ends the process, loudly."""
     try:
         yield
-    except Exception:  # noqa: BLE001 - it ends the process, loudly
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - it ends the process, loudly
         notebook.line("note", what="bug", text=traceback.format_exc()[-2000:])
         traceback.print_exc()
         os._exit(BUG)

@@ -70,6 +70,9 @@ def test_order_is_checked_between_calls_and_inside_one() -> None:
     assert_found(judge(FINE, stored("e1", "e3", "e2")), "ORDER")
     overlapping = [call("event", 10, "e1", ended=50), call("event", 20, "e2", ended=40)]
     assert judge(overlapping, stored("e2", "e1")).problems == []
+    in_turn = [replace(each, lane="thread") for each in overlapping]
+    assert judge(in_turn, stored("e1", "e2")).problems == []
+    assert_found(judge(in_turn, stored("e2", "e1")), "ORDER")
 
 
 def test_a_resume_that_goes_back_or_was_never_written_is_found() -> None:

@@ -73,6 +73,16 @@ class Child:
         before = len(self._returned())
         self.wait_for(lambda _: len(self._returned()) >= before + count, f"{count} calls more")
 
+    def in_flight(self) -> int:
+        """Records of its calls that have begun and not returned."""
+        begun: dict[int, int] = {}
+        for line in self.lines():
+            if line["op"] == "call":
+                begun[line["n"]] = len(line["items"])
+            elif line["op"] in ("done", "fail"):
+                del begun[line["n"]]
+        return sum(begun.values())
+
     def _returned(self) -> list[dict[str, Any]]:
         return [line for line in self.lines() if line["op"] in ("done", "fail")]
 

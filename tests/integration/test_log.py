@@ -16,6 +16,7 @@ from skialith.history import History, NothingStored
 from skialith.records import NOWHERE, Record
 from skialith.stores import open_store
 from skialith.wal.client import Wal
+from skialith.wal.lane import Ticket
 from skialith.wal.source import ConsumerSource
 from skialith.wal.stream import TRACE_INGEST, WRITER
 from tests.fixtures.nats import NatsServer, wait_until
@@ -68,6 +69,17 @@ def test_a_batch_with_ids_that_are_there_already_is_settled_one_by_one(nats_url:
     acks = append(wal, *(event(wal, "a", f"e{n}") for n in range(10, 60)))
     assert [ack.duplicate for ack in acks] == [True] * 10 + [False] * 40
     assert stored_messages(wal) == 60
+
+
+def test_what_comes_behind_a_failed_part_of_a_call_is_not_sent(nats_url: str, open_wal: OpenWal) -> None:
+    wal = open_wal(nats_url, namespace=new_namespace(), wal_bytes=MIB)
+    ticket = Ticket("a", 3)
+    wal.log.append(ticket, [event(wal, "a", f"e{n}", os.urandom(600_000)) for n in range(2)], soon())
+    with pytest.raises(WalFull):
+        wal.log.wait(ticket)
+    wal.log.append(ticket, [event(wal, "a", "e2")], soon())
+    assert wal.log.drained(soon())
+    assert stored_messages(wal) == 0
 
 
 def test_threads_that_share_an_agent_keep_their_own_order(nats_url: str, open_wal: OpenWal) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random, SystemRandom
 
 import MySQLdb
 import pytest
 
+from skialith import _rows
 from skialith.errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
 from skialith.records import Position
 from skialith.stores.mysql import MySqlStore
@@ -109,6 +112,51 @@ def test_nothing_is_only_a_warning(store: MySqlStore) -> None:
         assert session.rows("SHOW WARNINGS") == []
         store._insert_traces(session, [trace(1, agent="🦜" * 255)])
         assert session.rows("SHOW WARNINGS") == []
+
+
+def test_whatever_bytes_come_back(store: MySqlStore) -> None:
+    """The statement's text is our own: every byte, and what looks like half a character before a quote, must survive it."""
+    seed = SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    random = Random(seed)
+    tricky = [
+        b"'",
+        b'"',
+        b"\\",
+        b"\0",
+        b"\n",
+        b"\r",
+        b"\x1a",
+        b"%s",
+        b"\xc3",
+        b"\xe2\x82",
+        b"\xf0\x9f\xa6",
+        b"\xbf\x27",
+        b"\xa1\x5c",
+    ]
+    bodies = [bytes(range(256)), *tricky, *(random.randbytes(300) for _ in range(200))]
+    bodies += [b"".join(random.choices(tricky, k=40)) for _ in range(200)]
+    names = ["'; --", "\\", "\\'", '\0\x1a\n\r"', "é🦜\u2028", "a " * 100]
+    wrote = [event(n, agent=random.choice(names), event_id=f"{n}\\'", body=body) for n, body in enumerate(bodies, 1)]
+    texts = [json.dumps({"a": "".join(random.choices("'\"\\\0\n\x1aé🦜%", k=20))}) for _ in wrote]
+    store.write_records(wrote)
+    store.write_traces(
+        [trace(n, key=record.key, payload=text) for n, (record, text) in enumerate(zip(wrote, texts, strict=True), 1)]
+    )
+    with store.reading() as session:
+        found = session.rows("SELECT record_key, agent_id, event_id, body FROM agent_events")
+        assert {row[0]: row[1:] for row in found} == {
+            record.key: (record.agent_id.encode(), record.record_id.encode(), record.body) for record in wrote
+        }
+        found = session.rows("SELECT record_key, payload FROM agent_traces")
+        assert dict(found) == {record.key: text for record, text in zip(wrote, texts, strict=True)}
+
+
+def test_text_is_escaped_as_the_driver_does_it(store: MySqlStore) -> None:
+    texts = [chr(n) for n in range(1, 0x300)] + ["é🦜'\\ \0\x1a"]
+    with store._pool.connection() as connection:
+        statement, _ = _rows.insert(b"", b"", [tuple(texts)], 0, 1, 1 << 20, (), 0)
+        assert statement == b"(" + b", ".join(connection.string_literal(text.encode()) for text in texts) + b")"
 
 
 def test_traces_carry_their_ids_as_text(store: MySqlStore) -> None:
