@@ -36,12 +36,15 @@ def draw(curves: dict[str, Samples], path: Path) -> None:
     with mpl.rc_context(style):
         figure = Figure(figsize=(10, 6), layout="constrained")
         axes: Any = figure.add_subplot()
-        for number, (name, samples) in enumerate(curves.items()):
+        colours: dict[str, str] = {}
+        for name, samples in curves.items():
+            side = name.partition(" (")[0]  # dashed on asyncio, and in the colour that it has on uvloop
+            colour = colours.setdefault(side, _COLOURS[len(colours) % len(_COLOURS)])
             seconds = [second for each in samples.rounds for second in each]
             times = [second * 1e6 for second in statistics.quantiles(seconds, n=_POINTS + 1, method="inclusive")]
             shares = [(n + 1) / (_POINTS + 1) for n in range(_POINTS)]
             line = "--" if "asyncio" in name else "-"
-            axes.plot(times, shares, label=name, color=_COLOURS[number % len(_COLOURS)], linestyle=line, linewidth=1.6)
+            axes.plot(times, shares, label=name, color=colour, linestyle=line, linewidth=1.6)
         _describe(axes)
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
 

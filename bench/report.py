@@ -64,7 +64,9 @@ BARS = {
     "bridge asyncio": Bar("the obvious bridge / save_event, p50, stock asyncio", ">=", 4),
     "paced writer": Bar("save_event p99 / idle, this process's writer storing 10,000 events/s", "<=", 1.5),
     "backlog": Bar("save_event p99 / idle, this process's writer clearing a backlog at full speed", "<=", 4),
-    "pipelined": Bar("one process, pipelined, 200-byte events", ">=", 70_000, "/s"),
+    "pipelined": Bar(
+        "one process, pipelined, 200-byte events (save_events of an agent that owns itself)", ">=", 70_000, "/s"
+    ),
     "drain both": Bar("drain into MariaDB, both tables", ">=", 40_000, " events/s"),
     "drain share": Bar("drain into MariaDB, events table alone / bulk ceiling", ">=", 0.6),
     "resume": Bar("resume p50, the slowest of 10^2 to 10^6 stored events", "<=", 1.0, " ms"),

@@ -3,6 +3,9 @@
 Calls come in bursts with pauses in which the writer stores what the burst saved, so that "idle" is idle. The load comes from
 another process: 10,000 events a second into the same namespace, or a backlog that waits when the writer starts. Idle and busy
 phases alternate in one process, with one agent, one connection and one writer.
+
+A bystander, a third process with a raw socket, calls in the same phases: what it feels comes from the machine and the server,
+which everybody shares, and not from the writer in the process.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from skialith.config import WRITER_LINGER_SECONDS
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
+from . import sides
 from .child import Child
-from .measure import BLOCK_WARM_UP, FEW_ROUNDS, ROUNDS, Samples, scaled, timed
+from .measure import BLOCK_WARM_UP, FEW_ROUNDS, ROUNDS, Call, Samples, scaled, timed
 from .report import NO_SYNC, Report, rate
 from .sides import PAYLOAD
 
@@ -32,7 +36,7 @@ BURSTS = scaled(20, least=10)
 BACKLOG = scaled(100_000)
 BACKLOG_BURSTS = scaled(40, least=10)
 BACKLOG_PAUSE_SECONDS = 0.005
-QUESTION = "save_event while this process's writer stores into MariaDB, both tables (bursts of 50 calls)"
+QUESTION = f"save_event while this process's writer stores into MariaDB, both tables (bursts of {BURST} calls)"
 
 
 class Phase(NamedTuple):
@@ -61,16 +65,29 @@ def close_agent() -> None:
 
 def bursts(count: int, pause: float = PAUSE_SECONDS) -> list[float]:
     """Seconds of each call in ``count`` bursts."""
+    return _bursts(_save, count, pause)
+
+
+def _bursts(call: Call, count: int, pause: float) -> list[float]:
     taken = []
     for _ in range(count):
-        timed(_save, BLOCK_WARM_UP)
-        taken += timed(_save, BURST)
+        timed(call, BLOCK_WARM_UP)
+        taken += timed(call, BURST)
         time.sleep(pause)
     return taken
 
 
 def _save() -> None:
     _agents[0].save_event(f"e{next(_numbers)}", PAYLOAD)
+
+
+# ---- in the bystander
+
+
+def bystand(url: str, count: int, pause: float = PAUSE_SECONDS) -> list[float]:
+    """Seconds of each call of a raw socket in ``count`` bursts."""
+    with sides.floor(url) as call:
+        return _bursts(call, count, pause)
 
 
 # ---- in the child that makes the load
@@ -145,59 +162,78 @@ def _settings(nats: NatsServer, mariadb: MariaDB, name: str) -> dict[str, Any]:
     }
 
 
+class _Phases:
+    """Everybody's samples, idle and busy, and what the writer stored per second."""
+
+    def __init__(self) -> None:
+        self.idle, self.busy = Samples(), Samples()
+        self.bystander_idle, self.bystander_busy = Samples(), Samples()
+        self.stored: list[float] = []
+
+    def add_busy(self, phase: Phase, bystander: list[float]) -> None:
+        self.busy.add(phase.seconds)
+        self.bystander_busy.add(bystander)
+        self.stored.append(phase.stored)
+
+    def add_idle(self, seconds: list[float], bystander: list[float]) -> None:
+        self.idle.add(seconds)
+        self.bystander_idle.add(bystander)
+
+    def report(self, report: Report, busy: str, idle: str) -> None:
+        """Four rows."""
+        figure = rate(statistics.median(self.stored), "stored")
+        report.latency(QUESTION, idle, self.idle, NO_SYNC)
+        report.latency(QUESTION, busy, self.busy, NO_SYNC, _over(self.busy, self.idle), figure)
+        report.latency(QUESTION, "  raw socket in another process, writer idle", self.bystander_idle, NO_SYNC)
+        ratio = _over(self.bystander_busy, self.bystander_idle)
+        report.latency(QUESTION, "  raw socket in another process, writer busy", self.bystander_busy, NO_SYNC, ratio)
+
+
+def _over(busy: Samples, idle: Samples) -> str:
+    return f"p50 {busy.over(idle, 50):.2f}, p99 {busy.over(idle, 99):.2f} x idle"
+
+
 def test_paced_writer(benchmark: BenchmarkFixture, nats: NatsServer, mariadb: MariaDB, report: Report) -> None:
     settings = _settings(nats, mariadb, "paced")
-    idle, busy = Samples(), Samples()
-    stored: list[float] = []
-    rows = _Rows(mariadb, "busy_paced")
-    with Child() as child, Child() as other:
+    phases, rows = _Phases(), _Rows(mariadb, "busy_paced")
+    with Child() as child, Child() as other, Child() as bystander:
         child.run(open_agent, settings)
         child.run(bursts, 4)
 
         def take_round() -> None:
             rows.settle()
-            idle.add(child.run(bursts, BURSTS))
+            phases.add_idle(child.run(bursts, BURSTS), bystander.run(bystand, nats.url, BURSTS))
             other.run(start_load, settings, str(next(_numbers)))
             child.run(bursts, 8)  # until the load runs evenly
             phase = rows.during(child, BURSTS, PAUSE_SECONDS)
+            phases.add_busy(phase, bystander.run(bystand, nats.url, BURSTS))
             other.run(stop_load)
-            busy.add(phase.seconds)
-            stored.append(phase.stored)
 
         benchmark.pedantic(take_round, rounds=ROUNDS, iterations=1)
         child.run(close_agent)
-    report.latency(QUESTION, "writer idle", idle, NO_SYNC)
-    _report_busy(report, f"writer storing {PER_SECOND:,} events/s of another process", busy, idle, stored)
-    report.bar("paced writer", busy.over(idle, 99))
+    phases.report(report, f"writer storing {PER_SECOND:,} events/s of another process", "writer idle")
+    report.bar("paced writer", phases.busy.over(phases.idle, 99))
 
 
 def test_backlog(benchmark: BenchmarkFixture, nats: NatsServer, mariadb: MariaDB, report: Report) -> None:
     settings = _settings(nats, mariadb, "backlog")
-    idle, busy = Samples(), Samples()
-    stored: list[float] = []
-    rows = _Rows(mariadb, "busy_backlog")
-    with Child() as child, Child() as other:
+    phases, rows = _Phases(), _Rows(mariadb, "busy_backlog")
+    with Child() as child, Child() as other, Child() as bystander:
         child.run(open_agent, settings)
         child.run(close_agent)
+        bystander.run(bystand, nats.url, 1)
 
         def take_round() -> None:
             before = rows.count()
             other.run(fill, settings, str(next(_numbers)), BACKLOG)
             child.run(open_agent, settings)
             phase = rows.during(child, BACKLOG_BURSTS, BACKLOG_PAUSE_SECONDS)
+            phases.add_busy(phase, bystander.run(bystand, nats.url, BACKLOG_BURSTS // 2, BACKLOG_PAUSE_SECONDS))
             assert rows.count() < before + BACKLOG, "the backlog was cleared before the calls were done: make it longer"
-            busy.add(phase.seconds)
-            stored.append(phase.stored)
             rows.settle()
-            idle.add(child.run(bursts, BACKLOG_BURSTS))
+            phases.add_idle(child.run(bursts, BACKLOG_BURSTS), bystander.run(bystand, nats.url, BACKLOG_BURSTS // 2))
             child.run(close_agent)
 
         benchmark.pedantic(take_round, rounds=FEW_ROUNDS, iterations=1)
-    report.latency(QUESTION, "writer idle again", idle, NO_SYNC)
-    _report_busy(report, f"writer clearing a backlog of {BACKLOG:,} at full speed", busy, idle, stored)
-    report.bar("backlog", busy.over(idle, 99))
-
-
-def _report_busy(report: Report, way: str, busy: Samples, idle: Samples, stored: list[float]) -> None:
-    ratio = f"p50 {busy.over(idle, 50):.2f}, p99 {busy.over(idle, 99):.2f} x idle"
-    report.latency(QUESTION, way, busy, NO_SYNC, ratio, f"{rate(statistics.median(stored), 'stored')}")
+    phases.report(report, f"writer clearing a backlog of {BACKLOG:,} at full speed", "writer idle, after the backlog")
+    report.bar("backlog", phases.busy.over(phases.idle, 99))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import os
+import statistics
 import threading
 import time
 import timeit
@@ -30,11 +30,11 @@ from skialith.writer.drain import Drain
 from skialith.writer.sinks import EventSink, Sink, TraceSink, traces_of
 from tests.fixtures.mariadb import MariaDB
 
-from .conftest import Row, percentiles
+from .measure import FEW_ROUNDS, Samples, collect, median_ratio
+from .report import REDO_SYNCED, SQLITE_NORMAL, Report, duration, rate
 
 NAMESPACE = "rows"
 RECORDS = 20_000
-ROUNDS = 3
 STEADY = 10_000
 """Events per second of the writer that is not in a hurry."""
 
@@ -174,11 +174,7 @@ def lateness(seconds: float) -> list[float]:
     return late
 
 
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-def test_per_record(benchmark: BenchmarkFixture, table: list[Row]) -> None:
+def test_per_record(benchmark: BenchmarkFixture, report: Report) -> None:
     """CPU of each step, single-threaded; what holds the GIL and what does not is said beside."""
     batch = messages(WRITER_BATCH_ROWS)
     records = [decode(NAMESPACE, message) for message in batch]
@@ -200,15 +196,15 @@ def test_per_record(benchmark: BenchmarkFixture, table: list[Row]) -> None:
         "row of a trace": (len(batch), lambda: rows.of_traces(traces), "GIL"),
         "trace as SQL": (few, lambda: _rows.insert(b"", b"", trace_rows, 0, few, 1 << 22, (2, 3), 255), "GIL in part"),
     }
-    question = "The writer's steps for one event of 200 bytes (us of CPU)"
+    question = "The writer's steps for one event of 200 bytes, CPU (best of 5)"
     for name, (count, step, gil) in steps.items():
         best = min(timeit.repeat(step, number=20, repeat=5)) / 20 / count
-        table.append(Row(question, name, f"{best * 1e6:9.2f}", gil))
+        report.figure(question, name, duration(best), ratio=gil)
     benchmark.pedantic(steps["event as SQL"][1], rounds=20, iterations=5)
 
 
 @pytest.mark.parametrize("tables", [1, 2])
-def test_mariadb(benchmark: BenchmarkFixture, mariadb: MariaDB, table: list[Row], tables: int) -> None:
+def test_mariadb(benchmark: BenchmarkFixture, mariadb: MariaDB, report: Report, tables: int) -> None:
     """The writer beside the same statements made beforehand, taking turns."""
     store = open_store(mariadb.url(f"rows{tables}"))
     assert isinstance(store, MySqlStore)
@@ -221,21 +217,17 @@ def test_mariadb(benchmark: BenchmarkFixture, mariadb: MariaDB, table: list[Row]
             empty(store)
             figures[way].append(function(store, made, tables=tables))
 
-    benchmark.pedantic(both, rounds=ROUNDS, iterations=1)
+    benchmark.pedantic(both, rounds=FEW_ROUNDS, iterations=1)
     store.close()
     what = "agent_events and agent_traces" if tables == 2 else "agent_events alone"
-    writer, ceiling = median(figures["writer"]), median(figures["bulk"])
-    table.append(
-        Row(
-            f"{RECORDS} events of 200 bytes from memory into MariaDB (events/s)",
-            what,
-            f"{writer:9.0f} of {ceiling:.0f} in bulk = {writer / ceiling:.2f}",
-            "MariaDB defaults (redo log synced)",
-        )
-    )
+    question = f"{RECORDS} events of 200 bytes from memory into MariaDB ({FEW_ROUNDS} rounds)"
+    share = f"{median_ratio(figures['writer'], figures['bulk']):.2f} of them ready-made"
+    report.figure(question, what, rate(statistics.median(figures["writer"]), "events"), REDO_SYNCED, share)
+    ready = rate(statistics.median(figures["bulk"]), "events")
+    report.figure(question, f"  its statements ready-made, {tables} connections at once", ready, REDO_SYNCED)
 
 
-def test_sqlite(benchmark: BenchmarkFixture, tmp_path: Path, table: list[Row]) -> None:
+def test_sqlite(benchmark: BenchmarkFixture, tmp_path: Path, report: Report) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'rows.db'}")
     assert isinstance(store, SqliteStore)
     store.migrate()
@@ -246,49 +238,47 @@ def test_sqlite(benchmark: BenchmarkFixture, tmp_path: Path, table: list[Row]) -
         for tables, of in figures.items():
             of.append(drained(store, messages(RECORDS, next(numbers)), tables))
 
-    benchmark.pedantic(run, rounds=ROUNDS, iterations=1)
+    benchmark.pedantic(run, rounds=FEW_ROUNDS, iterations=1)
     store.close()
     for tables, of in figures.items():
-        table.append(
-            Row(
-                f"{RECORDS} events of 200 bytes from memory into SQLite (events/s)",
-                "agent_events and agent_traces" if tables == 2 else "agent_events alone",
-                f"{median(of):9.0f}",
-                "SQLite WAL, synchronous=NORMAL",
-            )
-        )
+        question = f"{RECORDS} events of 200 bytes from memory into SQLite ({FEW_ROUNDS} rounds)"
+        what = "agent_events and agent_traces" if tables == 2 else "agent_events alone"
+        report.figure(question, what, rate(statistics.median(of), "events"), SQLITE_NORMAL)
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "sqlite"])
-def test_stalls(benchmark: BenchmarkFixture, mariadb: MariaDB, tmp_path: Path, table: list[Row], kind: str) -> None:
+def test_stalls(benchmark: BenchmarkFixture, mariadb: MariaDB, tmp_path: Path, report: Report, kind: str) -> None:
     """How late another thread runs while the writer works; another process shares the processors with it, but no GIL."""
     store: Any = open_store(mariadb.url("stalls") if kind == "mariadb" else f"sqlite:///{tmp_path / 'stalls.db'}")
     store.migrate()
-    late: dict[tuple[str, str], list[float]] = {}
+    late: dict[str, Samples] = {}
     numbers = iter(range(0, 10**9, 200_000))
 
-    def look(way: str, seconds: float) -> None:
+    def look(round_: dict[str, list[float]], way: str, seconds: float) -> None:
         there = pool.apply_async(lateness, (seconds,))
-        late.setdefault((way, "same process"), []).extend(lateness(seconds))
-        late.setdefault((way, "another process"), []).extend(there.get())
+        round_.setdefault(f"{way}, same process", []).extend(lateness(seconds))
+        round_.setdefault(f"{way}, another process", []).extend(there.get())
 
     def run() -> None:
-        look("idle", 0.5)
+        round_: dict[str, list[float]] = {}
+        look(round_, "idle", 0.5)
         for way, count, pace in ((f"{STEADY} events/s", STEADY, STEADY), ("full speed", 3 * RECORDS, None)):
             empty(store)
             made = messages(count, next(numbers))
             gc.freeze()  # so many objects that wait are the bench's own, and must not be looked through
             with draining(store, made, pace) as logs:
                 while not all(log.over.is_set() for log in logs):
-                    look(way, 0.05)
+                    look(round_, way, 0.05)
             gc.unfreeze()
+        collect(late, round_)
 
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.apply(lateness, (0.01,))
-        benchmark.pedantic(run, rounds=ROUNDS, iterations=1)
+        benchmark.pedantic(run, rounds=FEW_ROUNDS, iterations=1)
     store.close()
-    question = "Lateness of a thread that sleeps 200 us at a time, while the writer stores events and traces (us)"
-    for (way, where), of in late.items():
-        p50, p95, p99 = percentiles(of)
-        figures = f"p50 {p50:6.0f}  p95 {p95:6.0f}  p99 {p99:6.0f}  max {max(of) * 1e6:6.0f}"
-        table.append(Row(question, f"{kind}, {way}, {where}", figures, f"{os.cpu_count()} cores, the server's too"))
+    question = "How late a thread that sleeps 200 us at a time runs, while the writer stores events and traces"
+    for way, samples in late.items():
+        worst = max(max(each) for each in samples.rounds)
+        report.latency(
+            f"{question} ({FEW_ROUNDS} rounds)", f"{kind}, {way}", samples, "", figure=f"max {duration(worst)}"
+        )

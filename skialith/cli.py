@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from . import cli_letters, cli_read, cli_serve
+from .cli_bench import bench
 from .cli_demo import demo
 from .cli_settings import changing, common_settings, takes_settings
 from .cli_show import console, emit, plural, printable, say
@@ -119,7 +120,7 @@ def doctor(config: Config, as_json: cli_read.Json = False) -> None:
 _IN_ORDER = (
     *(demo, cli_serve.up, cli_serve.writer),
     *(cli_read.status, cli_read.agents, cli_read.history, cli_read.state),
-    *(doctor, migrate, traces),
+    *(doctor, bench, migrate, traces),
 )
 for _command in _IN_ORDER:
     app.command()(_command)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import demo_agent
+from .cli_place import own_directory, remove_streams
 from .cli_read import DURABILITY
 from .cli_settings import agent_of, takes_settings
 from .cli_show import facts, say, show, table
@@ -30,7 +28,6 @@ from .demo_evidence import Evidence, Plan, Rows, Verdict, judge, read_calls, rea
 from .errors import SkialithError
 from .runtime import acquire
 from .wal.client import WalStatus
-from .wal.local_files import STORE_LOCK, WATCHER_LOCK, Flock
 
 _SAMPLES = 1000
 _STEPS_BETWEEN_KILLS = 3
@@ -67,7 +64,7 @@ def demo(
             verdicts = story.tell()
         finally:
             if own_namespace:
-                _remove_streams(placed)
+                remove_streams(placed)
         held = all(verdict.held for verdict in verdicts)
         _say_next(placed, plan, kept="directory" in given, own_namespace=own_namespace, held=held)
     if not held:
@@ -84,38 +81,8 @@ def _place(config: Config, keep: bool) -> Iterator[Config]:
         Path(config.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         yield config
         return
-    directory = tempfile.mkdtemp(prefix="skialith-demo-")
-    try:
-        yield replace(config, directory=directory)
-    finally:
-        _wait_for_stop(Path(directory))
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_for_stop(directory: Path) -> None:
-    """Until the embedded server and its watcher have let go of their locks."""
-    deadline = time.monotonic() + _STOP_SECONDS
-    for name in (WATCHER_LOCK, STORE_LOCK):
-        while (directory / name).exists() and time.monotonic() < deadline:
-            lock = Flock.take(directory / name)
-            if lock is not None:
-                lock.close()
-                break
-            time.sleep(0.02)
-
-
-def _remove_streams(config: Config) -> None:
-    """A namespace made for this demo goes with it; the rows stay for whoever wants to look at them."""
-    try:
-        engine = acquire(config, create=False)
-    except SkialithError:
-        return  # it was never made
-    try:
-        stream = engine.wal.stream
-        for name in (stream.name, stream.dead_name):
-            engine.wal.call(partial(stream.api.call, f"STREAM.DELETE.{name}"), config.timeout)
-    finally:
-        engine.release()
+    with own_directory("skialith-demo-") as directory:
+        yield replace(config, directory=str(directory))
 
 
 # ---- what happens

@@ -63,7 +63,7 @@ def test_version_and_help(tmp_path: Path) -> None:
     assert skialith("--version", cwd=tmp_path).out == "skialith 0.1.0\n"
     said = skialith("--help", cwd=tmp_path)
     assert said.code == 0
-    commands = "demo up writer status agents history state dead-letters migrate traces doctor"
+    commands = "demo up writer status agents history state dead-letters migrate traces doctor bench"
     for command in commands.split():
         assert command in said.out
         assert skialith(command, "--help", cwd=tmp_path).code == 0
