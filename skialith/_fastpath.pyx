@@ -169,6 +169,8 @@ cdef int record_form(RecordForm* form, object fields) except -1:
     form.step_index = record[5]
     form.created_us = record[7]
     form.codec = record[8]
+    if key is None:
+        raise TypeError("key must be bytes, not None")
     _check_head(form.kind, key, form.codec)
     form.agent = PyUnicode_AsUTF8AndSize(agent_id, &form.agent_size)
     form.ident = PyUnicode_AsUTF8AndSize(record_id, &form.id_size)
@@ -485,6 +487,9 @@ cdef bint read_puback(const char* p, Py_ssize_t size, PubAck* ack) noexcept nogi
     while p < end and 0x20 <= <uint8_t> p[0] < 0x7F and p[0] != c'"' and p[0] != c"\\":
         p += 1
     ack.name_size = p - ack.name
+    if _skip(&p, end, b'","domain":"', 12):
+        while p < end and 0x20 <= <uint8_t> p[0] < 0x7F and p[0] != c'"' and p[0] != c"\\":
+            p += 1
     if not (_skip(&p, end, b'", "seq":', 9) or _skip(&p, end, b'","seq":', 8)) or not read_digits(&p, end, &ack.seq):
         return False
     ack.duplicate = _skip(&p, end, b',"duplicate": true', 18) or _skip(&p, end, b',"duplicate":true', 17)

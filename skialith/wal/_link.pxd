@@ -35,7 +35,9 @@ cdef class Link:
     cdef int take_in(self, const char* data, Py_ssize_t size) except -1
     cdef void fail(self) noexcept
     cdef int _send(self) except -1
+    cdef int _have_taken_out(self) except -1
     cdef int _arm(self) except -1
 
+cdef bint tell(object function, tuple arguments) except -1
 cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL
 cdef double monotonic() noexcept nogil

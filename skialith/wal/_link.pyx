@@ -75,14 +75,35 @@ cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL:
         memmove(buffer.data, buffer.data + buffer.start, <size_t> (buffer.end - buffer.start))
         buffer.end -= buffer.start
         buffer.start = 0
-    if buffer.capacity - buffer.end < size:
-        capacity = max(buffer.end + size, 2 * buffer.capacity if buffer.capacity < KEPT_BYTES else 0)
+    if buffer.data == NULL or buffer.capacity - buffer.end < size:
+        capacity = max(buffer.end + size, 2 * buffer.capacity if buffer.capacity < KEPT_BYTES else 0, 1)
         data = <char*> realloc(buffer.data, <size_t> capacity)
         if data == NULL:
             raise MemoryError(f"no memory for {capacity} bytes of a connection's buffer")
         buffer.data = data
         buffer.capacity = capacity
     return buffer.data + buffer.end
+
+
+cdef bint tell(object function, tuple arguments) except -1:
+    """Call what wakes the loop, whatever signals come; False if the loop is closed.
+
+    In the main thread a signal's handler may raise inside the call, before it has done its work. So it is made again,
+    which does no harm, and the handler's exception is raised when somebody will come.
+    """
+    cdef object raised = None
+    for _ in range(3):
+        try:
+            function(*arguments)
+        except BaseException as error:
+            raised = error
+            continue
+        if raised is not None:
+            raise raised
+        return True
+    if isinstance(raised, RuntimeError):
+        return False
+    raise raised
 
 
 @final
@@ -129,15 +150,24 @@ cdef class Link:
         """Send what is queued, as far as the socket takes it."""
         if self.broken or self._sending or self.blocked:
             return 0
-        if self._fd < 0:
-            self._sending = True
-            self._pass_on()
-            return 0
         self._sending = True
+        if self._fd < 0:
+            return self._have_taken_out()
         try:
             self._send()
         finally:
             self._sending = False
+        return 0
+
+    cdef int _have_taken_out(self) except -1:
+        cdef bint told = False
+        try:
+            told = tell(self._pass_on, ())
+        except BaseException:
+            self._sending = False
+            raise
+        if not told:
+            self.fail()
         return 0
 
     cdef int _send(self) except -1:

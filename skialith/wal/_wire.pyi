@@ -34,14 +34,14 @@ class Turn:
     taken: bool
     suspect: bool
     def try_take(self) -> bool: ...
-    def take_later(self, callback: Callable[[], object]) -> None:
-        """Queue up; ``callback`` is called on the thread that gives the turn, once, when it is the caller's."""
+    def take_later(self, callback: Callable[[None], object]) -> bool:
+        """Take the turn if it is free; else queue up: ``callback`` is called on the loop, once, when it is the caller's."""
 
-    def withdraw(self, callback: Callable[[], object]) -> bool:
+    def withdraw(self, callback: Callable[[None], object]) -> bool:
         """Leave the queue; False if the turn was given already."""
 
     def give(self) -> None:
-        """Pass the turn to the next in the queue, or free it."""
+        """Pass the turn to the next in the queue, or free it; on the loop."""
 
     def permit(self, fence: bytes | None, epoch: int) -> None:
         """Let appends be made directly with the header lines ``fence``, on connection ``epoch`` (0: any); None: not at all."""

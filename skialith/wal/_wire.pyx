@@ -6,7 +6,7 @@ The GIL is the lock, as in ``_link.pyx``.
 """
 
 from cython cimport final
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -25,12 +25,15 @@ from .._fastpath cimport (
     read_puback,
     record_form,
 )
-from ._link cimport Buffer, Link, monotonic
+from ._link cimport Buffer, Link, monotonic, tell
 
 from collections import deque
 from threading import Event
 
 from ..records import Message, Position
+
+# What runs while a thread receives must be C throughout: in Python code a signal's handler could raise, and the GIL pass on.
+cdef object new_tuple = tuple.__new__
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
@@ -115,7 +118,11 @@ cdef class Turn:
         return True
 
     def take_later(self, callback):
+        if not self.taken:
+            self.taken = True
+            return True
         self._queue.append(callback)
+        return False
 
     def withdraw(self, callback):
         try:
@@ -125,14 +132,10 @@ cdef class Turn:
         return True
 
     def give(self):
-        self._give()
-
-    cdef int _give(self) except -1:
         if self._queue:
-            self._queue.popleft()()
+            self._queue.popleft()(None)
         else:
             self.taken = False
-        return 0
 
     def permit(self, bytes fence, long long epoch):
         self._fence = fence
@@ -210,6 +213,7 @@ cdef class Deliveries:
     cdef readonly object arrived
     cdef readonly Py_ssize_t expected, size
     cdef object _messages, _pulls, _status
+    cdef bint _calling  # the loop has been asked to set ``arrived``
 
     def __cinit__(self):
         self.arrived = Event()
@@ -253,8 +257,11 @@ cdef class Deliveries:
         self._messages.clear()
         self._pulls.clear()
         self.size = self.expected = 0
-        self.arrived.set()
         return 0
+
+    def _set_arrived(self, _):
+        self._calling = False
+        self.arrived.set()
 
 
 # ---- control lines
@@ -319,7 +326,7 @@ cdef class Wire:
     cdef dict _waiting, _consumers
     cdef uint64_t _token
     cdef bytearray _rest
-    cdef list _ready
+    cdef object _ready  # callbacks that are to run on the loop, each with its argument
     cdef object _call_soon, _on_rest, _on_lost
     cdef bint _told
     cdef long long _ended  # the last connection whose end was made known
@@ -336,7 +343,7 @@ cdef class Wire:
         self._waiting = {}
         self._consumers = {}
         self._rest = bytearray()
-        self._ready = []
+        self._ready = deque()
 
     # ---- connections
 
@@ -355,22 +362,24 @@ cdef class Wire:
     def detach(self, long long epoch):
         cdef Link link = self._link
         if link is not None and link.epoch == epoch:
-            self._lose(link, True)
+            self._lose(link)
             self._link = None
+            self._tell_loop()
 
     def open(self, Py_ssize_t max_payload):
         self.max_payload = max_payload
         self.is_open = self._link is not None and not self._link.broken
 
-    cdef int _lose(self, Link link, bint on_loop) except -1:
-        """End the current connection: everybody who waits on it learns it now."""
+    cdef bint _lose(self, Link link) except -1:
+        """End the current connection: everybody who waits on it learns it, on the loop at the latest. False if it had ended."""
         cdef Window window
+        cdef dict waiting, nobody = {}
         link.fail()
         if link is not self._link or self._ended == link.epoch:
-            return 0
+            return False
         self._ended = link.epoch
         self.is_open = False
-        waiting, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, nobody
         for item in waiting.values():
             if type(item) is _Waiter:
                 (<_Waiter> item).settle(LOST)
@@ -381,30 +390,46 @@ cdef class Wire:
                     self._ready.append((window._callback, None))
             elif type(item) is not _Pull:
                 self._ready.append((item, None))
-        for deliveries in self._consumers.values():
+        for deliveries in list(self._consumers.values()):
             (<Deliveries> deliveries)._end()
-        if not on_loop:
-            self._call_soon(self._on_lost, link.epoch)
-        return self._tell_loop(on_loop)
+            self._announce(<Deliveries> deliveries)
+        return True
 
-    cdef int _tell_loop(self, bint on_loop) except -1:
-        """Have done on the loop what belongs there."""
-        if on_loop:
-            self._run()
-        elif (self._ready or self._rest) and not self._told:
-            self._told = True
-            try:
-                self._call_soon(self._run)
-            except BaseException:  # the loop is closed, or a signal's handler raised: whoever comes next tells it
-                self._told = False
-                raise
+    cdef int _ended_by_itself(self, Link link) except -1:
+        if self._lose(link):
+            self._ready.append((self._on_lost, link.epoch))
         return 0
 
+    cdef int _announce(self, Deliveries deliveries) except -1:
+        if not deliveries._calling:
+            deliveries._calling = True
+            self._ready.append((deliveries._set_arrived, None))
+        return 0
+
+    cdef bint _tell_loop(self) except -1:
+        """Have done on the loop what belongs there; False if it is closed."""
+        cdef bint told = False
+        if self._told or not (self._ready or self._rest):
+            return True
+        self._told = True
+        try:
+            told = tell(self._call_soon, (self._run,))
+        finally:
+            if not told:
+                self._told = False
+        return told
+
     def _run(self):
+        cdef Py_ssize_t left = len(self._ready)
         self._told = False
-        ready, self._ready = self._ready, []
-        for callback, reply in ready:
-            callback(reply)
+        try:
+            while left > 0 and self._ready:
+                left -= 1
+                callback, argument = self._ready.popleft()
+                callback(argument)
+        except BaseException:
+            self._tell_loop()  # of the others
+            raise
         if self._rest:
             self._on_rest()
 
@@ -414,7 +439,8 @@ cdef class Wire:
         cdef Link link = self._link
         if link is None or link.broken:
             if link is not None:
-                self._lose(link, False)
+                self._ended_by_itself(link)
+                self._run()
             return
         if link.blocked:
             link.blocked = False
@@ -428,8 +454,8 @@ cdef class Wire:
             finally:
                 link.reading = False
         if link.broken:
-            self._lose(link, False)
-        self._tell_loop(True)
+            self._ended_by_itself(link)
+        self._run()
 
     def feed(self, bytes data not None):
         cdef Link link = self._link
@@ -438,8 +464,8 @@ cdef class Wire:
         link.take_in(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
         self._handle(link)
         if link.broken:
-            self._lose(link, False)
-        self._tell_loop(True)
+            self._ended_by_itself(link)
+        self._run()
 
     def take_rest(self):
         rest = bytes(self._rest)
@@ -464,7 +490,7 @@ cdef class Wire:
         cdef Line line
         cdef bint headers
         link.wanted = 0
-        while b.start < b.end:
+        while b.start < b.end and link is self._link:
             p = b.data + b.start
             size = b.end - b.start
             newline = <const char*> memchr(p, c"\n", <size_t> min(size, self._longest_line))
@@ -546,15 +572,14 @@ cdef class Wire:
         cdef Deliveries deliveries = pull.deliveries
         headers = reply.headers or {}
         code = headers.get("Status", "")
-        if code == "100":
+        if not code or code == "100":
             return 0
         self._waiting.pop(pull.token, None)
         if pull in deliveries._pulls:
             deliveries._pulls.remove(pull)
             deliveries.expected -= pull.left
         deliveries._status = code, headers.get("Description", "")
-        deliveries.arrived.set()
-        return 0
+        return self._announce(deliveries)
 
     cdef bint _delivery(self, Link link, Line* line, const char* body) except -1:
         cdef AckSubject ack
@@ -566,14 +591,16 @@ cdef class Wire:
         if deliveries is None:
             return False
         data = PyBytes_FromStringAndSize(body + line.head, line.total - line.head)
-        message = Message._make((
+        message = new_tuple(Message, (
             PyUnicode_DecodeUTF8(line.subject, line.subject_size, "replace"),
             data,
-            Position._make((ack.time_ns, ack.seq)),
+            new_tuple(Position, (ack.time_ns, ack.seq)),
             PyUnicode_DecodeUTF8(line.reply, line.reply_size, "replace"),
             link.epoch,
             ack.deliveries,
         ))
+        if link is not self._link:
+            return True
         deliveries._messages.append((link.last_received, message))
         deliveries.size += PyBytes_GET_SIZE(data)
         if deliveries._pulls:
@@ -584,8 +611,7 @@ cdef class Wire:
             if pull.left == 0:
                 deliveries._pulls.popleft()
                 self._waiting.pop(pull.token, None)
-        if not deliveries.arrived.is_set():
-            deliveries.arrived.set()
+        self._announce(deliveries)
         return True
 
     # ---- out
@@ -601,7 +627,8 @@ cdef class Wire:
     cdef int _flush(self, Link link) except -1:
         link.flush()
         if link.broken:
-            self._lose(link, False)
+            self._ended_by_itself(link)
+            self._tell_loop()
         return 0
 
     def expect(self, callback not None):
@@ -625,10 +652,11 @@ cdef class Wire:
             self._full = True
             self.room.clear()
             return False
+        self._ready.append((callback, payload))
         self.queued += records
         self._queued_bytes += size
-        self._ready.append((callback, payload))
-        self._tell_loop(False)
+        if not self._tell_loop():
+            raise RuntimeError("the loop is closed")
         return True
 
     def leave(self, Py_ssize_t records, Py_ssize_t size):
@@ -668,7 +696,11 @@ cdef class Wire:
             if size and turn._epoch != 0 and (waiter.state == WAITING or waiter.state == LOST):
                 turn.suspect = True
                 turn._fence = None
-            turn._give()
+            if turn._queue:
+                self._ready.append((turn._queue.popleft(), None))
+            else:
+                turn.taken = False
+            self._tell_loop()
         if waiter.state == ACKED:
             tally.note(waiter.seq, size)
             return waiter.seq, bool(waiter.duplicate)
@@ -676,7 +708,7 @@ cdef class Wire:
             raise Unsettled
         return None
 
-    cpdef Py_ssize_t post(self, Link link, uint64_t token, str subject, bytes fence, record) except -1:
+    cpdef Py_ssize_t post(self, Link link, uint64_t token, str subject, bytes fence, object record) except -1:
         """Write a record to the socket; its size, or 0 if it is too large for one message of this server."""
         cdef RecordForm form
         cdef char* p
@@ -689,17 +721,19 @@ cdef class Wire:
         self._flush(link)
         return form.size
 
-    cdef char* _head(self, Link link, uint64_t token, str subject, bytes key, bytes fence, Py_ssize_t size) except NULL:
+    cdef char* _head(self, Link link, uint64_t token, str subject, key, bytes fence, Py_ssize_t size) except NULL:
         """Queue all of a message's frame but its data and the CRLF behind; returns where they go."""
-        cdef Py_ssize_t subject_size, i
+        cdef Py_ssize_t subject_size, key_size, i
+        cdef char* key_bytes
         cdef const char* text = PyUnicode_AsUTF8AndSize(subject, &subject_size)
         cdef Py_ssize_t headers = 10 + 13 + 2 * KEY_BYTES + 2 + PyBytes_GET_SIZE(fence) + 2
         cdef char numbers[64]
         cdef Py_ssize_t inbox_size = PyBytes_GET_SIZE(self._inbox)
         cdef Py_ssize_t digits = 0, line
         cdef char* p
-        if PyBytes_GET_SIZE(key) != KEY_BYTES:
-            raise ValueError(f"key has {PyBytes_GET_SIZE(key)} bytes, not {KEY_BYTES}")
+        PyBytes_AsStringAndSize(key, &key_bytes, &key_size)
+        if key_size != KEY_BYTES:
+            raise ValueError(f"key has {key_size} bytes, not {KEY_BYTES}")
         digits = _put_number(numbers, token)
         numbers[digits] = c" "
         digits += 1
@@ -722,10 +756,9 @@ cdef class Wire:
         p += digits
         memcpy(p, b"\r\nNATS/1.0\r\nNats-Msg-Id: ", 25)
         p += 25
-        text = PyBytes_AS_STRING(key)
         for i in range(KEY_BYTES):
-            p[0] = HEX[<uint8_t> text[i] >> 4]
-            p[1] = HEX[<uint8_t> text[i] & 15]
+            p[0] = HEX[<uint8_t> key_bytes[i] >> 4]
+            p[1] = HEX[<uint8_t> key_bytes[i] & 15]
             p += 2
         memcpy(p, b"\r\n", 2)
         p += 2
@@ -751,7 +784,7 @@ cdef class Wire:
                 if waiter.lock == NULL:
                     raise MemoryError
                 PyThread_acquire_lock(waiter.lock, 0)
-            slice_us = min(<long long> (left * 1e6) + 1, SLICE_MS * 1000)
+            slice_us = <long long> min(left * 1e6 + 1, SLICE_MS * 1e3)
             with nogil:
                 status = PyThread_acquire_lock_timed(waiter.lock, slice_us, 1)
             if status != PY_LOCK_ACQUIRED:
@@ -766,41 +799,52 @@ cdef class Wire:
                 left = deadline - monotonic()
                 if left <= 0:
                     break
-                if link.wait(min(<int> (left * 1e3) + 1, SLICE_MS)) and link.receive() > 0:
+                if link.wait(<int> min(left * 1e3 + 1, <double> SLICE_MS)) and link.receive() > 0:
                     self._handle(link)
+                    if waiter.state == WAITING:
+                        self._tell_loop()
         finally:
             link.listen(False)
             if link.broken:
-                self._lose(link, False)
-            self._tell_loop(False)
+                self._ended_by_itself(link)
+            self._tell_loop()
         return 0
 
     def pipeline(self, list messages not None, bytes fence not None, callback not None):
-        cdef Link link = self._link
+        cdef Link link
         cdef Window window
-        cdef uint64_t token
-        cdef Py_ssize_t size, queued = 0
-        cdef char* p
-        cdef bytes data
+        cdef Py_ssize_t count = len(messages), i
+        cdef uint64_t first = self._token + 1
+        self._token += <uint64_t> count
+        window = Window(first, count, callback)
+        # Nothing lets another thread in between here and the registration.
+        link = self._link
         if not self.is_open or link is None or link.broken:
             return None
-        window = Window(self._token + 1, len(messages), callback)
-        for _ in messages:
-            self._register(window)
-        token = window._first
+        for i in range(count):
+            self._waiting[first + <uint64_t> i] = window
+        try:
+            self._send_all(link, first, messages, fence)
+        except BaseException:
+            self.give_up(window)
+            raise
+        return window
+
+    cdef int _send_all(self, Link link, uint64_t token, list messages, bytes fence) except -1:
+        cdef Py_ssize_t size, queued = 0
+        cdef char* p
+        cdef char* data
         for subject, key, item in messages:
-            data = item
-            size = PyBytes_GET_SIZE(data)
+            PyBytes_AsStringAndSize(item, &data, &size)
             p = self._head(link, token, subject, key, fence, size)
-            memcpy(p, PyBytes_AS_STRING(data), <size_t> size)
+            memcpy(p, data, <size_t> size)
             memcpy(p + size, b"\r\n", 2)
             token += 1
             queued += size
             if queued >= FLUSH_BYTES:
                 queued = 0
                 self._flush(link)
-        self._flush(link)
-        return window
+        return self._flush(link)
 
     def give_up(self, Window window not None):
         cdef Py_ssize_t i
@@ -817,17 +861,21 @@ cdef class Wire:
         return found
 
     def pull(self, Deliveries deliveries not None, str subject not None, bytes request not None, Py_ssize_t batch):
-        cdef _Pull pull
-        if not self.is_open:
-            return False
-        pull = _Pull.__new__(_Pull)
+        cdef _Pull pull = _Pull.__new__(_Pull)
+        cdef bytes frame
+        self._token += 1
         pull.deliveries = deliveries
         pull.left = batch
-        pull.token = self._register(pull)
+        pull.token = self._token
+        head = f"PUB {subject} {self.reply_subject(pull.token)} {len(request)}\r\n".encode()
+        frame = b"%b%b\r\n" % (head, request)
+        # Nothing lets another thread in between here and the frame's place in the queue.
+        if not self.is_open:
+            return False
+        self._waiting[pull.token] = pull
         deliveries._pulls.append(pull)
         deliveries.expected += batch
-        head = f"PUB {subject} {self.reply_subject(pull.token)} {len(request)}\r\n".encode()
-        return self.put(b"%b%b\r\n" % (head, request))
+        return self.put(frame)
 
     def forget_pulls(self, Deliveries deliveries not None):
         for pull in deliveries._pulls:

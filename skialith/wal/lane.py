@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
@@ -78,23 +77,19 @@ async def holding(turn: Turn) -> AsyncIterator[None]:
 
 
 async def _given(turn: Turn) -> None:
-    loop = asyncio.get_running_loop()
-    mine: asyncio.Future[None] = loop.create_future()
+    mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def accept() -> None:
+    def accept(_: object) -> None:
         if mine.done():  # cancelled meanwhile
             turn.give()
         else:
             mine.set_result(None)
 
-    def give() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(accept)
-
-    turn.take_later(give)
+    if turn.take_later(accept):  # its holder gave it back just now
+        return
     try:
         await mine
     except asyncio.CancelledError:
-        if not turn.withdraw(give) and not mine.cancelled():
+        if not turn.withdraw(accept) and not mine.cancelled():
             turn.give()
         raise

@@ -197,6 +197,8 @@ as_written = st.builds(
 @example(b'{"stream":"S","seq":NaN}')
 @example(b'{"stream":"S","seq":18446744073709551615}')
 @example(b'{"stream":"S","seq":18446744073709551616}')
+@example(b'{"stream":"S","domain":"hub","seq":5}')
+@example(b'{"stream":"S","domain":"hub","seq":5,"duplicate": true}')
 @example(b'{"seq":1,"error":null}')
 @example(b"[" * 100_000)
 @example(b'\xff\xfe{\x00"\x00')
