@@ -98,8 +98,6 @@ class Wire:
     """Threads in :meth:`append`."""
     queued: int
     """Records that were handed over and did not leave yet."""
-    room: Event
-    """Set when records left after :meth:`hand_over` found too many."""
     last_received: float
     max_payload: int
     def __init__(
@@ -153,6 +151,12 @@ class Wire:
 
     def leave(self, records: int, size: int) -> None:
         """Records that were handed over have their PubAck or their error."""
+
+    def wait_for_room(self, seconds: float) -> None:
+        """Return when records left after :meth:`hand_over` found too many, or for no reason, and after a second at most.
+
+        No ``threading.Event``: a signal's handler that raises inside one can leave its lock held, and the loop would hang.
+        """
 
     # ---- appends
 

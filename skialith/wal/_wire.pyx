@@ -331,15 +331,24 @@ cdef class Wire:
     cdef bint _told
     cdef long long _ended  # the last connection whose end was made known
     cdef readonly Py_ssize_t queued
-    cdef readonly object room
     cdef Py_ssize_t _longest_line, _longest_message, _most_records, _most_bytes, _queued_bytes
-    cdef bint _full
+    cdef PyThread_type_lock _left  # released for each thread that found too many waiting, when some left
+    cdef Py_ssize_t _refused
+
+    def __cinit__(self):
+        self._left = PyThread_allocate_lock()
+        if self._left == NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self._left, 0)
+
+    def __dealloc__(self):
+        if self._left != NULL:
+            PyThread_free_lock(self._left)
 
     def __init__(self, str inbox, call_soon, on_rest, on_lost, limits not None):
         self._inbox = inbox.encode() + b"."
         self._call_soon, self._on_rest, self._on_lost = call_soon, on_rest, on_lost
         self._longest_line, self._longest_message, self._most_records, self._most_bytes = limits
-        self.room = Event()
         self._waiting = {}
         self._consumers = {}
         self._rest = bytearray()
@@ -649,8 +658,7 @@ cdef class Wire:
 
     def hand_over(self, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
         if records and self.queued and (self.queued + records > self._most_records or self._queued_bytes + size > self._most_bytes):
-            self._full = True
-            self.room.clear()
+            self._refused += 1
             return False
         self._ready.append((callback, payload))
         self.queued += records
@@ -662,9 +670,17 @@ cdef class Wire:
     def leave(self, Py_ssize_t records, Py_ssize_t size):
         self.queued -= records
         self._queued_bytes -= size
-        if self._full:
-            self._full = False
-            self.room.set()
+        while self._refused:
+            self._refused -= 1
+            PyThread_release_lock(self._left)
+
+    def wait_for_room(self, double seconds):
+        cdef long long most_us = <long long> max(0.0, min(seconds, 1.0) * 1e6)
+        cdef PyLockStatus status
+        with nogil:
+            status = PyThread_acquire_lock_timed(self._left, most_us, 1)
+        if status != PY_LOCK_ACQUIRED:
+            PyErr_CheckSignals()
 
     # ---- appends
 

@@ -97,7 +97,7 @@ class Log:
                     "for PubAcks and none came before the deadline; call again later",
                     outcome="unknown" if unknown else "not_written",
                 )
-            self._connection.wire.room.wait(min(left, _LOOK_AGAIN_SECONDS))
+            self._connection.wire.wait_for_room(min(left, _LOOK_AGAIN_SECONDS))
 
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -35,8 +36,9 @@ def test_a_turn_that_was_given_back_meanwhile_is_taken_at_once() -> None:
 
 
 def test_whoever_queues_for_a_turn_gets_it_when_an_append_ends() -> None:
-    with HandDriven() as rig:
-        turn, given = permitted(), []
+    with closing(HandDriven()) as rig:
+        given: list[None] = []
+        turn = permitted()
 
         def queue_up(_: object) -> None:
             assert not turn.take_later(given.append)
@@ -55,7 +57,7 @@ def test_whoever_queues_for_a_turn_gets_it_when_an_append_ends() -> None:
 
 
 def test_replies_for_others_reach_the_loop_while_a_thread_waits_for_its_own() -> None:
-    with LoopDriven() as rig:
+    with closing(LoopDriven()) as rig:
         answered = threading.Event()
         token = rig.wire.expect(lambda _: answered.set())
         ended: list[object] = []
@@ -76,22 +78,22 @@ def test_replies_for_others_reach_the_loop_while_a_thread_waits_for_its_own() ->
 
 
 def test_a_callback_that_raises_keeps_nobody_else_waiting() -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         got: list[Reply | None] = []
 
         def fail(_: Reply | None) -> None:
-            raise ValueError
+            raise Interrupted
 
         tokens = [rig.wire.expect(got.append), rig.wire.expect(fail), rig.wire.expect(got.append)]
         rig.peer.sendall(b"".join(message(token, b"x") for token in tokens))
-        with pytest.raises(ValueError):
+        with pytest.raises(Interrupted):
             rig.wire.on_ready()
         rig.turn()
         assert len(got) == 2
 
 
 def test_the_end_of_a_connection_is_made_known_although_a_handler_raised() -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         got: list[Reply | None] = []
         rig.wire.expect(got.append)
         source = rig.wire.deliveries("S", "writer")
@@ -104,7 +106,7 @@ def test_the_end_of_a_connection_is_made_known_although_a_handler_raised() -> No
 
 
 def test_the_loop_is_told_although_a_handler_raised() -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         got: list[int] = []
         rig.failures.append(Interrupted())
         with pytest.raises(Interrupted):
@@ -117,7 +119,7 @@ def test_the_loop_is_told_although_a_handler_raised() -> None:
 
 
 def test_a_closed_loop_is_an_error_for_who_hands_over_and_for_nobody_else() -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         rig.failures.extend([RuntimeError("Event loop is closed")] * 99)
         with pytest.raises(RuntimeError, match="closed"):
             rig.wire.hand_over(1, 1, lambda _: None, None)
@@ -126,7 +128,7 @@ def test_a_closed_loop_is_an_error_for_who_hands_over_and_for_nobody_else() -> N
 
 
 def test_what_waits_under_tls_is_taken_out_although_a_handler_raised() -> None:
-    with HandDriven(tls=True) as rig:
+    with closing(HandDriven(tls=True)) as rig:
         rig.failures.append(Interrupted())
         with pytest.raises(Interrupted):
             rig.wire.put(b"PING\r\n")
@@ -136,7 +138,7 @@ def test_what_waits_under_tls_is_taken_out_although_a_handler_raised() -> None:
 
 
 def test_tls_without_a_loop_is_a_lost_connection() -> None:
-    with HandDriven(tls=True) as rig:
+    with closing(HandDriven(tls=True)) as rig:
         rig.failures.extend([RuntimeError("Event loop is closed")] * 3)
         with pytest.raises(Unsettled):
             rig.wire.append(permitted(), Tally(), "s", record(1), time.monotonic() + 5)
@@ -149,7 +151,7 @@ def test_tls_without_a_loop_is_a_lost_connection() -> None:
 
 def test_tokens_of_a_window_are_its_own_whatever_the_collector_runs() -> None:
     """Finalizers run, and other threads with them, wherever an object is made."""
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         got: list[object] = []
 
         class Registers:
@@ -183,7 +185,7 @@ def test_tokens_of_a_window_are_its_own_whatever_the_collector_runs() -> None:
 
 @pytest.mark.parametrize("bad", [("s", None, b"x"), ("s", b"short", b"x"), ("s", KEY, None), (None, KEY, b"x")])
 def test_a_window_that_cannot_be_sent_leaves_nothing_behind(bad: Any) -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         ended: list[None] = []
         with pytest.raises((TypeError, ValueError)):
             rig.wire.pipeline([("s", KEY, b"x"), bad], b"", ended.append)
@@ -195,8 +197,9 @@ def test_a_window_that_cannot_be_sent_leaves_nothing_behind(bad: Any) -> None:
 
 
 def test_a_record_without_a_key_is_refused() -> None:
-    with HandDriven() as rig:
-        bad: Any = record(1)._replace(key=None)
+    with closing(HandDriven()) as rig:
+        no_key: Any = None
+        bad = record(1)._replace(key=no_key)
         turn = permitted()
         with pytest.raises(TypeError, match="key"):
             rig.wire.append(turn, Tally(), "s", bad, time.monotonic() + 1)
@@ -208,14 +211,14 @@ def test_a_record_without_a_key_is_refused() -> None:
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_nothing_is_nothing(tls: bool) -> None:
-    with HandDriven(tls=tls) as rig:
+    with closing(HandDriven(tls=tls)) as rig:
         assert rig.wire.put(b"")
         rig.wire.feed(b"")
         assert rig.sent() == b""
 
 
 def test_a_notice_ends_no_pull() -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         source = rig.wire.deliveries("S", "writer")
         assert rig.wire.pull(source, "next", b"{}", 5)
         rig.give(message(1, b"") + b"HMSG %s.1 1 26 26\r\nNATS/1.0 100 Heartbeat\r\n\r\n\r\n" % INBOX.encode())
@@ -226,6 +229,22 @@ def test_a_notice_ends_no_pull() -> None:
 
 @pytest.mark.parametrize("deadline", [1e300, float("inf")])
 def test_any_deadline_leaves_room_for_signals(deadline: float) -> None:
-    with HandDriven() as rig:
+    with closing(HandDriven()) as rig:
         threading.Timer(0.05, rig.peer.sendall, [message(1, b'{"stream":"S","domain":"hub","seq":7}')]).start()
         assert rig.wire.append(permitted(), Tally(), "s", record(1), deadline) == (7, False)
+
+
+def test_a_thread_waits_for_room_until_records_leave() -> None:
+    with closing(HandDriven()) as rig:
+        taken: list[int] = []
+        wire = rig.wire
+        assert wire.hand_over(1000, 1, lambda _: None, None)
+        assert not wire.hand_over(1, 1, taken.append, 1)
+        threading.Timer(0.05, wire.leave, [1, 1]).start()
+        begun = time.monotonic()
+        wire.wait_for_room(1.0)
+        assert time.monotonic() - begun < 0.9
+        assert wire.hand_over(1, 1, taken.append, 1)
+        begun = time.monotonic()
+        wire.wait_for_room(0.02)
+        assert time.monotonic() - begun >= 0.02
