@@ -11,7 +11,7 @@ COMPILED := skialith._fastpath skialith.wal._link skialith.wal._wire
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos bench clean
+.PHONY: help demo test lint chaos asan bench clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
@@ -33,8 +33,11 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 	@echo "==> stubtest"
 	@$(BIN)/python -m mypy.stubtest $(COMPILED) --mypy-config-file pyproject.toml
 
-chaos: .venv/.ready-dev  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
+chaos: .venv/.ready-dev asan  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
+
+asan: .venv/.ready-dev  ## run the fuzz tests on modules that are compiled with the address and undefined-behaviour sanitizers
+	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) scripts/asan.sh
 
 bench: .venv/.ready-dev  ## measure latencies beside the raw socket and the plain INSERT, and the drain into both databases
 	@$(PYTEST) bench
