@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..records import Ack
 from ._wire import Turn
+from .future import CallFuture
 from .lease import Lease
 
 
@@ -45,7 +45,7 @@ class Ticket:
     count: int
     deadline: float = 0.0
     single: bool = False
-    future: Future[Any] = field(default_factory=Future)
+    future: CallFuture[Any] = field(default_factory=CallFuture)
     acks: list[Ack] = field(default_factory=list)
 
 

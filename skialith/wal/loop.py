@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from ..errors import Closed, WalUnavailable
+from .future import CallFuture
 
 T = TypeVar("T")
 
@@ -64,11 +65,28 @@ class LoopThread:
         if self._stopped:
             coroutine.close()
             raise Closed("Skialith is closed: the call was made after close() or during interpreter exit")
+        future: CallFuture[T] = CallFuture()
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            self._loop.call_soon_threadsafe(self._begin, coroutine, future)
         except RuntimeError:
             coroutine.close()
             raise Closed("Skialith is closed: the call was made after close() or during interpreter exit") from None
+        return future
+
+    def _begin(self, coroutine: Coroutine[Any, Any, T], future: CallFuture[T]) -> None:
+        """What ``asyncio.run_coroutine_threadsafe`` does, for a future of our own."""
+        if future.cancelled():
+            coroutine.close()
+            return
+        task = self._loop.create_task(coroutine)
+        task.add_done_callback(lambda _: _copy_outcome(task, future))
+
+        def cancel(_: Future[T]) -> None:
+            if not task.done():
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and the task with it
+                    self._loop.call_soon_threadsafe(task.cancel)
+
+        future.add_done_callback(cancel)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run a callback on the loop soon; nothing happens when the loop has stopped."""
@@ -109,3 +127,13 @@ class LoopThread:
             return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(2 * _STOP_SECONDS)
+
+
+def _copy_outcome(task: asyncio.Task[T], future: CallFuture[T]) -> None:
+    with contextlib.suppress(InvalidStateError):  # Its caller gave up.
+        if task.cancelled():
+            future.cancel()
+        elif (error := task.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(task.result())
