@@ -26,10 +26,15 @@ done
 # Python itself is not built with ASan: the runtime must be there first, what Python keeps until its end is no leak, and each
 # object must be an allocation of its own. So none of its small blocks hides that somebody writes behind another one.
 say "running the fuzz tests"
+status=0
 LD_PRELOAD=$(realpath "$runtime") PYTHONMALLOC=malloc \
-    ASAN_OPTIONS=detect_leaks=0:strict_string_checks=1:detect_stack_use_after_return=1 \
-    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+    ASAN_OPTIONS=detect_leaks=0:log_path="$copy/found":strict_string_checks=1:detect_stack_use_after_return=1 \
+    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path="$copy/found" \
     "$python" -m pytest -q -p no:cacheprovider --timeout 3600 \
-    tests/property tests/unit/test_fastpath.py tests/unit/test_wire_ends.py ||
-    fail "FAILED: see above for the sanitizer's report or the failed test"
+    tests/property tests/unit/test_fastpath.py tests/unit/test_wire_ends.py || status=$?
+if compgen -G "found.*" >/dev/null; then
+    cat found.*
+    fail "FAILED: the sanitizer's report stands above"
+fi
+[[ $status == 0 ]] || fail "FAILED: no report of the sanitizer, but a test failed"
 say "asan: nothing found"
