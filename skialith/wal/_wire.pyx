@@ -269,7 +269,8 @@ cdef class Deliveries:
 
 cdef bint _refuses(Line* line, const char* body) noexcept nogil:
     """Whether an answer says that nothing was written: an error, or that nobody listens."""
-    return line.total == line.head or memmem(body, <size_t> line.total, b'"error"', 7) != NULL
+    cdef Py_ssize_t size = line.total - line.head
+    return size == 0 or memmem(body + line.head, <size_t> size, b'"error"', 7) != NULL
 
 
 # ---- control lines
