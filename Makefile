@@ -7,7 +7,7 @@ SKIALITH_CHAOS_ROUNDS ?= 20
 export PYTHON
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._promise skialith.wal._wire
+COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._promise skialith.wal._protocol skialith.wal._waiting skialith.wal._wire
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help

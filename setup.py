@@ -5,6 +5,7 @@ and undefined-behaviour sanitizers (run Python with libasan preloaded).
 """
 
 import os
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -25,12 +26,20 @@ def extension(name: str) -> Extension:
     return Extension(
         name,
         [f"{path}.pyx"],
-        depends=["skialith/_fastpath.pxd", "skialith/wal/_link.pxd"],
+        depends=glob("skialith/**/*.pxd", recursive=True),
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
 
 
-COMPILED = ("skialith._fastpath", "skialith._rows", "skialith.wal._link", "skialith.wal._promise", "skialith.wal._wire")
+COMPILED = (
+    "skialith._fastpath",
+    "skialith._rows",
+    "skialith.wal._link",
+    "skialith.wal._promise",
+    "skialith.wal._protocol",
+    "skialith.wal._waiting",
+    "skialith.wal._wire",
+)
 
 setup(ext_modules=[extension(name) for name in COMPILED])

@@ -5,16 +5,12 @@ Signatures and contracts stand in ``_wire.pyi``. The protocol is https://docs.na
 The GIL is the lock, as in ``_link.pyx``.
 """
 
-from cython cimport final
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_AsStringAndSize, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
 
 from .._fastpath cimport (
-    CONTROL_LINE_LIMIT,
-    KEY_BYTES,
     AckSubject,
     PubAck,
     PyUnicode_AsUTF8AndSize,
@@ -26,9 +22,30 @@ from .._fastpath cimport (
     record_form,
 )
 from ._link cimport Buffer, Link, monotonic, tell
+from ._protocol cimport Line, put_head, put_number, read_line, refuses
+from ._waiting cimport (
+    ACKED,
+    LOST,
+    PY_LOCK_ACQUIRED,
+    REFUSED,
+    WAITING,
+    Deliveries,
+    Pull,
+    PyLockStatus,
+    PyThread_acquire_lock,
+    PyThread_acquire_lock_timed,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+    Reply,
+    Tally,
+    Turn,
+    Waiter,
+    Window,
+)
 
 from collections import deque
-from threading import Event
 
 from ..records import Message, Position
 
@@ -38,26 +55,7 @@ cdef object new_tuple = tuple.__new__
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
-cdef extern from "<string.h>" nogil:
-    void* memmem(const void* haystack, size_t size, const void* needle, size_t needle_size)
-
-cdef extern from "pythread.h" nogil:
-    ctypedef void* PyThread_type_lock
-    enum PyLockStatus:
-        PY_LOCK_FAILURE
-        PY_LOCK_ACQUIRED
-        PY_LOCK_INTR
-    PyThread_type_lock PyThread_allocate_lock()
-    void PyThread_free_lock(PyThread_type_lock lock)
-    int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
-    PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible)
-    void PyThread_release_lock(PyThread_type_lock lock)
-
 cdef enum:
-    WAITING = 0
-    ACKED
-    REFUSED
-    LOST
     HEADER_ROOM = 1024  # the longest headers of a record
     SLICE_MS = 50  # a signal that comes just before a wait is seen after this
     FLUSH_BYTES = 64 * 1024  # a run of messages goes out in pieces, so that the server begins with the first
@@ -65,264 +63,6 @@ cdef enum:
 
 class Unsettled(Exception):
     pass
-
-
-# ---- values
-
-
-@final
-cdef class Reply:
-    cdef readonly bytes data
-    cdef bytes _head
-
-    @property
-    def headers(self):
-        if self._head is None:
-            return None
-        lines = self._head.decode("utf-8", "replace").split("\r\n")
-        headers = {}
-        words = lines[0].split(" ", 2)
-        if len(words) > 1:
-            headers["Status"] = words[1]
-        if len(words) > 2:
-            headers["Description"] = words[2]
-        for line in lines[1:]:
-            name, colon, value = line.partition(":")
-            if colon:
-                headers[name] = value.strip()
-        return headers
-
-
-@final
-cdef class Tally:
-    cdef readonly uint64_t last_seq
-    cdef public long long appended_bytes
-
-    def note(self, uint64_t seq, long long size):
-        self.last_seq = max(self.last_seq, seq)
-        self.appended_bytes += size
-
-
-@final
-cdef class Turn:
-    cdef readonly bint taken
-    cdef public bint suspect
-    cdef bytes _fence
-    cdef long long _epoch
-    cdef object _queue
-
-    def __cinit__(self):
-        self._queue = deque()
-
-    def try_take(self):
-        if self.taken:
-            return False
-        self.taken = True
-        return True
-
-    def take_later(self, callback):
-        if not self.taken:
-            self.taken = True
-            return True
-        self._queue.append(callback)
-        return False
-
-    def withdraw(self, callback):
-        try:
-            self._queue.remove(callback)
-        except ValueError:
-            return False
-        return True
-
-    def give(self):
-        if self._queue:
-            self._queue.popleft()(None)
-        else:
-            self.taken = False
-
-    def permit(self, bytes fence, long long epoch):
-        self._fence = fence
-        self._epoch = epoch
-
-
-@final
-cdef class _Waiter:
-    """One thread that waits for one PubAck."""
-
-    cdef int state
-    cdef uint64_t seq
-    cdef bint duplicate
-    cdef PyThread_type_lock lock  # made and held by the thread when it comes to sleep
-
-    def __dealloc__(self):
-        if self.lock != NULL:
-            PyThread_free_lock(self.lock)
-
-    cdef void settle(self, int state) noexcept:
-        self.state = state
-        if self.lock != NULL:
-            PyThread_release_lock(self.lock)
-
-
-@final
-cdef class Window:
-    cdef readonly bint lost
-    cdef uint64_t _first
-    cdef Py_ssize_t _count, _open
-    cdef uint64_t* _seqs
-    cdef uint8_t* _states
-    cdef bint* _duplicates
-    cdef dict _refusals
-    cdef object _callback
-
-    def __cinit__(self, uint64_t first, Py_ssize_t count, object callback):
-        self._first = first
-        self._count = self._open = count
-        self._callback = callback
-        self._refusals = {}
-        self._seqs = <uint64_t*> calloc(count, sizeof(uint64_t))
-        self._states = <uint8_t*> calloc(count, sizeof(uint8_t))
-        self._duplicates = <bint*> calloc(count, sizeof(bint))
-        if self._seqs == NULL or self._states == NULL or self._duplicates == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self._seqs)
-        free(self._states)
-        free(self._duplicates)
-
-    def answers(self):
-        cdef Py_ssize_t i
-        cdef list found = []
-        for i in range(self._count):
-            if self._states[i] == ACKED:
-                found.append((self._seqs[i], bool(self._duplicates[i])))
-            else:
-                found.append(self._refusals.get(i))
-        return found
-
-
-@final
-cdef class _Pull:
-    """One pull request: how many messages it may still bring."""
-
-    cdef Deliveries deliveries
-    cdef Py_ssize_t left
-    cdef uint64_t token
-
-
-@final
-cdef class Deliveries:
-    cdef readonly object arrived
-    cdef readonly Py_ssize_t expected, size
-    cdef object _messages, _pulls, _status
-    cdef bint _calling  # the loop has been asked to set ``arrived``
-
-    def __cinit__(self):
-        self.arrived = Event()
-        self._messages = deque()
-        self._pulls = deque()
-
-    def __len__(self):
-        return len(self._messages)
-
-    @property
-    def pulls(self):
-        return len(self._pulls)
-
-    def take(self, Py_ssize_t rows, Py_ssize_t size, double not_before):
-        cdef list taken = []
-        cdef Py_ssize_t total = 0, length
-        while self._messages and len(taken) < rows:
-            came, message = self._messages[0]
-            length = len(message[1])
-            if came >= not_before:
-                total += length
-                if taken and total > size:
-                    break
-                taken.append(message)
-            self._messages.popleft()
-            self.size -= length
-        return taken
-
-    def release(self):
-        held = [message for _, message in self._messages]
-        self._messages.clear()
-        self.size = 0
-        return held
-
-    def take_status(self):
-        status, self._status = self._status, None
-        return status
-
-    cdef int _end(self) except -1:
-        """The connection ended: what was delivered on it cannot be acknowledged any more."""
-        self._messages.clear()
-        self._pulls.clear()
-        self.size = self.expected = 0
-        return 0
-
-    def _set_arrived(self, _):
-        self._calling = False
-        self.arrived.set()
-
-
-cdef bint _refuses(Line* line, const char* body) noexcept nogil:
-    """Whether an answer says that nothing was written: an error, or that nobody listens."""
-    cdef Py_ssize_t size = line.total - line.head
-    return size == 0 or memmem(body + line.head, <size_t> size, b'"error"', 7) != NULL
-
-
-# ---- control lines
-
-
-cdef struct Line:
-    const char* subject
-    const char* reply
-    Py_ssize_t subject_size, reply_size, head, total
-
-
-cdef bint _read_line(const char* p, Py_ssize_t size, bint headers, Line* line) noexcept nogil:
-    """The words of a MSG or HMSG line behind its verb, CRLF left out; False if it is not one."""
-    cdef const char* end = p + size
-    cdef const char* words[6]
-    cdef Py_ssize_t sizes[6]
-    cdef uint64_t number = 0, head = 0
-    cdef int count = 0, last
-    while p < end:
-        if p[0] == c" " or p[0] == c"\t":
-            p += 1
-            continue
-        if count == 6:
-            return False
-        words[count] = p
-        while p < end and p[0] != c" " and p[0] != c"\t":
-            p += 1
-        sizes[count] = p - words[count]
-        count += 1
-    # subject, sid, maybe reply, then one size or (with headers) two
-    last = count - 1
-    if count < (4 if headers else 3) or count > (5 if headers else 4):
-        return False
-    p = words[last]
-    if not read_digits(&p, words[last] + sizes[last], &number) or p != words[last] + sizes[last] or number > (<uint64_t> 1 << 40):
-        return False
-    line.head = 0
-    if headers:
-        last -= 1
-        p = words[last]
-        if not read_digits(&p, words[last] + sizes[last], &head) or p != words[last] + sizes[last] or head > number:
-            return False
-        line.head = <Py_ssize_t> head
-    line.total = <Py_ssize_t> number
-    line.subject = words[0]
-    line.subject_size = sizes[0]
-    line.reply = words[2] if last == 3 else NULL
-    line.reply_size = sizes[2] if last == 3 else 0
-    return True
-
-
-# ---- the wire
 
 
 cdef class Wire:
@@ -399,14 +139,14 @@ cdef class Wire:
         self.is_open = False
         waiting, self._waiting = self._waiting, nobody
         for item in waiting.values():
-            if type(item) is _Waiter:
-                (<_Waiter> item).settle(LOST)
+            if type(item) is Waiter:
+                (<Waiter> item).settle(LOST)
             elif type(item) is Window:
                 window = <Window> item
                 if not window.lost:
                     window.lost = True
                     self._ready.append((window._callback, None))
-            elif type(item) is not _Pull:
+            elif type(item) is not Pull:
                 self._ready.append((item, None))
         for deliveries in list(self._consumers.values()):
             (<Deliveries> deliveries)._end()
@@ -520,7 +260,7 @@ cdef class Wire:
                 self._rest += p[:line_size]
                 b.start += line_size
                 continue
-            if p[line_size - 2] != c"\r" or not _read_line(p + 4 + headers, line_size - 6 - headers, headers, &line):
+            if p[line_size - 2] != c"\r" or not read_line(p + 4 + headers, line_size - 6 - headers, headers, &line):
                 return False
             if line.total > self._longest_message:
                 return False
@@ -556,17 +296,17 @@ cdef class Wire:
         item = self._waiting.get(token)
         if item is None:
             return 0
-        if type(item) is _Waiter or type(item) is Window:
+        if type(item) is Waiter or type(item) is Window:
             del self._waiting[token]
             acked = line.head == 0 and read_puback(body, line.total, &ack)
-            if type(item) is _Waiter:
-                (<_Waiter> item).seq = ack.seq if acked else 0
-                (<_Waiter> item).duplicate = acked and ack.duplicate
-                (<_Waiter> item).settle(ACKED if acked else REFUSED if _refuses(line, body) else LOST)
+            if type(item) is Waiter:
+                (<Waiter> item).seq = ack.seq if acked else 0
+                (<Waiter> item).duplicate = acked and ack.duplicate
+                (<Waiter> item).settle(ACKED if acked else REFUSED if refuses(line, body) else LOST)
             else:
                 self._answer(<Window> item, token, &ack if acked else NULL, body + line.head, line.total - line.head)
-        elif type(item) is _Pull:
-            self._status(<_Pull> item, _reply_of(line, body))
+        elif type(item) is Pull:
+            self._status(<Pull> item, _reply_of(line, body))
         else:
             self._ready.append((item, _reply_of(line, body)))
         return 0
@@ -585,7 +325,7 @@ cdef class Wire:
             self._ready.append((window._callback, None))
         return 0
 
-    cdef int _status(self, _Pull pull, Reply reply) except -1:
+    cdef int _status(self, Pull pull, Reply reply) except -1:
         """A status ends a pull request; without one it is a notice (the consumer's heartbeat) that ends nothing."""
         cdef Deliveries deliveries = pull.deliveries
         headers = reply.headers or {}
@@ -602,7 +342,7 @@ cdef class Wire:
     cdef bint _delivery(self, Link link, Line* line, const char* body) except -1:
         cdef AckSubject ack
         cdef Deliveries deliveries
-        cdef _Pull pull
+        cdef Pull pull
         if not read_ack_subject(line.reply, line.reply_size, &ack):
             return False
         deliveries = self._consumers.get(ack.consumer[:ack.consumer_size])
@@ -697,14 +437,14 @@ cdef class Wire:
 
     def append(self, Turn turn not None, Tally tally not None, str subject not None, record not None, double deadline):
         cdef Link link = self._link
-        cdef _Waiter waiter
+        cdef Waiter waiter
         cdef uint64_t token
         cdef Py_ssize_t size = 0
         if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
         if not self.is_open or link is None or link.broken:
             return None
-        waiter = _Waiter.__new__(_Waiter)
+        waiter = Waiter.__new__(Waiter)
         token = self._register(waiter)
         turn.taken = True
         self.appending += 1
@@ -742,59 +482,13 @@ cdef class Wire:
         record_form(&form, record)
         if form.body == NULL or form.size + HEADER_ROOM > self.max_payload:
             return 0
-        p = self._head(link, token, subject, record[4], fence, form.size)
+        p = put_head(link, self._inbox, token, subject, record[4], fence, form.size)
         put_record(<uint8_t*> p, &form)
         memcpy(p + form.size, b"\r\n", 2)
         self._flush(link)
         return form.size
 
-    cdef char* _head(self, Link link, uint64_t token, str subject, key, bytes fence, Py_ssize_t size) except NULL:
-        """Queue all of a message's frame but its data and the CRLF behind; returns where they go."""
-        cdef Py_ssize_t subject_size, key_size, i
-        cdef char* key_bytes
-        cdef const char* text = PyUnicode_AsUTF8AndSize(subject, &subject_size)
-        cdef Py_ssize_t headers = 10 + 13 + 2 * KEY_BYTES + 2 + PyBytes_GET_SIZE(fence) + 2
-        cdef char numbers[64]
-        cdef Py_ssize_t inbox_size = PyBytes_GET_SIZE(self._inbox)
-        cdef Py_ssize_t digits = 0, line
-        cdef char* p
-        PyBytes_AsStringAndSize(key, &key_bytes, &key_size)
-        if key_size != KEY_BYTES:
-            raise ValueError(f"key has {key_size} bytes, not {KEY_BYTES}")
-        digits = _put_number(numbers, token)
-        numbers[digits] = c" "
-        digits += 1
-        digits += _put_number(numbers + digits, <uint64_t> headers)
-        numbers[digits] = c" "
-        digits += 1
-        digits += _put_number(numbers + digits, <uint64_t> (headers + size))
-        line = 5 + subject_size + 1 + inbox_size + digits + 2
-        if line > CONTROL_LINE_LIMIT:
-            raise ValueError(f"control line has {line} bytes; the server takes {CONTROL_LINE_LIMIT}")
-        p = link.room(line + headers + size + 2)
-        memcpy(p, b"HPUB ", 5)
-        p += 5
-        memcpy(p, text, <size_t> subject_size)
-        p[subject_size] = c" "
-        p += subject_size + 1
-        memcpy(p, PyBytes_AS_STRING(self._inbox), <size_t> inbox_size)
-        p += inbox_size
-        memcpy(p, numbers, <size_t> digits)
-        p += digits
-        memcpy(p, b"\r\nNATS/1.0\r\nNats-Msg-Id: ", 25)
-        p += 25
-        for i in range(KEY_BYTES):
-            p[0] = HEX[<uint8_t> key_bytes[i] >> 4]
-            p[1] = HEX[<uint8_t> key_bytes[i] & 15]
-            p += 2
-        memcpy(p, b"\r\n", 2)
-        p += 2
-        memcpy(p, PyBytes_AS_STRING(fence), <size_t> PyBytes_GET_SIZE(fence))
-        p += PyBytes_GET_SIZE(fence)
-        memcpy(p, b"\r\n", 2)
-        return p + 2
-
-    cdef int _wait(self, Link link, _Waiter waiter, double deadline) except -1:
+    cdef int _wait(self, Link link, Waiter waiter, double deadline) except -1:
         """Until the waiter is settled, or the deadline; the calling thread reads the socket itself if nobody else does."""
         cdef double left
         cdef long long slice_us
@@ -818,7 +512,7 @@ cdef class Wire:
                 PyErr_CheckSignals()
         return 0
 
-    cdef int _read(self, Link link, _Waiter waiter, double deadline) except -1:
+    cdef int _read(self, Link link, Waiter waiter, double deadline) except -1:
         cdef double left
         link.listen(True)
         try:
@@ -863,7 +557,7 @@ cdef class Wire:
         cdef char* data
         for subject, key, item in messages:
             PyBytes_AsStringAndSize(item, &data, &size)
-            p = self._head(link, token, subject, key, fence, size)
+            p = put_head(link, self._inbox, token, subject, key, fence, size)
             memcpy(p, data, <size_t> size)
             memcpy(p + size, b"\r\n", 2)
             token += 1
@@ -888,7 +582,7 @@ cdef class Wire:
         return found
 
     def pull(self, Deliveries deliveries not None, str subject not None, bytes request not None, Py_ssize_t batch):
-        cdef _Pull pull = _Pull.__new__(_Pull)
+        cdef Pull pull = Pull.__new__(Pull)
         cdef bytes frame
         self._token += 1
         pull.deliveries = deliveries
@@ -906,7 +600,7 @@ cdef class Wire:
 
     def forget_pulls(self, Deliveries deliveries not None):
         for pull in deliveries._pulls:
-            self._waiting.pop((<_Pull> pull).token, None)
+            self._waiting.pop((<Pull> pull).token, None)
         deliveries._pulls.clear()
         deliveries.expected = 0
 
@@ -919,7 +613,7 @@ cdef class Wire:
         if link is None or link.broken or not self.is_open:
             return
         tail[0] = c" "
-        digits = 1 + _put_number(tail + 1, <uint64_t> word_size)
+        digits = 1 + put_number(tail + 1, <uint64_t> word_size)
         memcpy(tail + digits, b"\r\n", 2)
         digits += 2
         for message in messages:
@@ -935,24 +629,6 @@ cdef class Wire:
             memcpy(p, PyBytes_AS_STRING(word), <size_t> word_size)
             memcpy(p + word_size, b"\r\n", 2)
         self._flush(link)
-
-
-cdef const char* HEX = b"0123456789abcdef"
-
-
-cdef Py_ssize_t _put_number(char* p, uint64_t value) noexcept nogil:
-    """A decimal number; returns its length, at most 20."""
-    cdef char digits[20]
-    cdef Py_ssize_t count = 0, i
-    while True:
-        digits[count] = <char> (c"0" + value % 10)
-        count += 1
-        value //= 10
-        if value == 0:
-            break
-    for i in range(count):
-        p[i] = digits[count - 1 - i]
-    return count
 
 
 cdef Reply _reply_of(Line* line, const char* body):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ..errors import SkialithError
 from ..records import Ack
 from ._promise import Promise
-from ._wire import Turn
+from ._waiting import Turn
 from .lease import Lease
 
 

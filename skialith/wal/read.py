@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Position, Record, decode_record
-from ._wire import Reply
+from ._waiting import Reply
 from .api import NoResponders, backoff, time_ns
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply

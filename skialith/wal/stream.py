@@ -19,7 +19,7 @@ from ..config import (
     Config,
 )
 from ..errors import ConfigurationError, WalError
-from ._wire import Tally
+from ._waiting import Tally
 from .api import Api, ApiError, time_ns
 from .transport import Connection
 

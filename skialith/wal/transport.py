@@ -30,7 +30,8 @@ from ..config import (
     redact,
 )
 from ..errors import Closed, ConfigurationError, WalUnavailable
-from ._wire import Reply, Wire
+from ._waiting import Reply
+from ._wire import Wire
 from .access import access_options, bare, wants_tls
 from .tcp import PlainServer, Socket, close_client
 

@@ -15,7 +15,8 @@ from skialith.records import Ack, Message, Record
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
-from skialith.wal._wire import Window, Wire
+from skialith.wal._waiting import Window
+from skialith.wal._wire import Wire
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from skialith.wal._wire import Deliveries, Reply, Tally, Turn, Unsettled, Window
+from skialith.wal._waiting import Deliveries, Reply, Tally, Turn, Window
+from skialith.wal._wire import Unsettled
 from tests.fixtures.wires import INBOX, HandDriven, permitted, record
 
 from .stream_oracle import Pull, Routing, Source

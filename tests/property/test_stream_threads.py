@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from skialith.records import Message, Position
-from skialith.wal._wire import Tally, Unsettled
+from skialith.wal._waiting import Tally
+from skialith.wal._wire import Unsettled
 from skialith.wal.lane import holding
 from tests.fixtures.wires import INBOX, LIMITS, LoopDriven, permitted, record
 

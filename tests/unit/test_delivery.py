@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from skialith.errors import WalError, WalFull
-from skialith.wal._wire import Tally, Turn
+from skialith.wal._waiting import Tally, Turn
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket, holding
 

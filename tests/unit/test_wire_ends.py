@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from skialith.wal._wire import Reply, Tally, Turn, Unsettled
+from skialith.wal._waiting import Reply, Tally, Turn
+from skialith.wal._wire import Unsettled
 from tests.fixtures.wires import INBOX, HandDriven, LoopDriven, permitted, record
 
 KEY = bytes(16)
