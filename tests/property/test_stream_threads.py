@@ -49,7 +49,7 @@ class Frames:
         self._rng = rng
         self._piece = piece
         self._pause = pause
-        self._data = b""
+        self._data = bytearray()
 
     def more(self) -> Iterator[tuple[str, str, bytes] | None]:
         """Frames as (subject, reply, data without headers) until the client is gone; None when there is none now."""
@@ -69,7 +69,7 @@ class Frames:
     def _whole(self) -> Iterator[tuple[str, str, bytes]]:
         while b"\r\n" in self._data:
             if self._data.startswith(b"PING\r\n"):
-                self._data = self._data[6:]
+                del self._data[:6]
                 continue
             found = PUBLISH.match(self._data)
             assert found, f"not a frame: {self._data[:80]!r}"
@@ -78,8 +78,8 @@ class Frames:
             if len(self._data) < end + 2:
                 return
             assert self._data[end : end + 2] == b"\r\n", f"torn: {self._data[: found.end()]!r}"
-            data = self._data[found.end() + int(head or 0) : end]
-            self._data = self._data[end + 2 :]
+            data = bytes(self._data[found.end() + int(head or 0) : end])
+            del found, self._data[: end + 2]
             yield subject.decode(), (reply or b"").decode(), data
 
 
