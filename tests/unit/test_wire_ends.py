@@ -44,10 +44,16 @@ def test_whoever_queues_for_a_turn_gets_it_when_an_append_ends() -> None:
             assert not turn.take_later(lambda _: given.set())
             rig.peer.sendall(message(token + 1, b'{"stream":"S","seq":7}'))
 
+        def serve() -> None:
+            assert rig.peer.recv(1 << 16).startswith(b"HPUB s ")
+            rig.peer.sendall(message(token, b"x"))
+
         token = rig.wire.expect(queue_up)
-        rig.peer.sendall(message(token, b"x"))
+        server = threading.Thread(target=serve)
+        server.start()
         assert rig.wire.append(turn, Tally(), "s", record(1), time.monotonic() + 30) == (7, False)
         assert given.wait(30) and turn.taken
+        server.join()
 
 
 # ---- what belongs on the loop gets there
