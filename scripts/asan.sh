@@ -30,7 +30,7 @@ status=0
 LD_PRELOAD=$(realpath "$runtime") PYTHONMALLOC=malloc \
     ASAN_OPTIONS=detect_leaks=0:log_path="$copy/found":strict_string_checks=1:detect_stack_use_after_return=1 \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:log_path="$copy/found" \
-    "$python" -m pytest -q -p no:cacheprovider --timeout 3600 \
+    "$python" -m pytest -q --durations 3 -p no:cacheprovider --timeout 3600 \
     tests/property tests/unit/test_fastpath.py tests/unit/test_wire_ends.py || status=$?
 if compgen -G "found.*" >/dev/null; then
     cat found.*

@@ -19,7 +19,7 @@ from tests.fixtures.wires import INBOX, HandDriven, permitted, record
 
 from .stream_oracle import Pull, Routing, Source
 
-EXAMPLES = max(100, round(100 * float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))))
+EXAMPLES = max(100, round(25 * float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))))
 LONGEST_LINE, LONGEST_MESSAGE = 220, 2000
 KEY = bytes(16)
 

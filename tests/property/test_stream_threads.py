@@ -27,7 +27,7 @@ from tests.fixtures.wires import INBOX, LIMITS, LoopDriven, permitted, record
 
 from . import oracle
 
-ROUNDS = float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))
+LONGER = max(1.0, float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1")) / 4)
 THREADS, EACH = 8, 300
 KEY = bytes(16)
 SIZES = (8, 200, 20_000, 70_000, 1 << 20)
@@ -50,7 +50,7 @@ class Frames:
         self._rng = rng
         self._piece = piece
         self._pause = pause
-        self._data = b""
+        self._data = bytearray()
 
     def more(self) -> Iterator[tuple[str, str, bytes] | None]:
         """Frames as (subject, reply, data without headers) until the client is gone; None when there is none now."""
@@ -70,7 +70,7 @@ class Frames:
     def _whole(self) -> Iterator[tuple[str, str, bytes]]:
         while b"\r\n" in self._data:
             if self._data.startswith(b"PING\r\n"):
-                self._data = self._data[6:]
+                del self._data[:6]
                 continue
             found = PUBLISH.match(self._data)
             assert found, f"not a frame: {self._data[:80]!r}"
@@ -79,8 +79,8 @@ class Frames:
             if len(self._data) < end + 2:
                 return
             assert self._data[end : end + 2] == b"\r\n", f"torn: {self._data[: found.end()]!r}"
-            data = self._data[found.end() + int(head or 0) : end]
-            self._data = self._data[end + 2 :]
+            data = bytes(self._data[found.end() + int(head or 0) : end])
+            del found, self._data[: end + 2]
             yield subject.decode(), (reply or b"").decode(), data
 
 
@@ -157,7 +157,7 @@ def run_threads(work: Callable[[int], None], count: int = THREADS) -> None:
 
 @pytest.mark.parametrize("manner", ["in order", "out of order", "late", "in pieces", "dying"])
 def test_every_append_ends_with_its_own_answer(manner: str, rng: random.Random) -> None:
-    for _ in range(max(1, round(ROUNDS if manner != "dying" else 6 * ROUNDS))):
+    for _ in range(round(LONGER if manner != "dying" else 6 * LONGER)):
         with closing(LoopDriven()) as rig:
             server = Server(rig.peer, random.Random(rng.random()), manner)
             server.start()
@@ -200,7 +200,7 @@ def test_a_turn_is_held_by_one_at_a_time_and_reaches_everybody(rng: random.Rando
 
         def work(number: int) -> None:
             done = 0
-            end = time.monotonic() + 2.0 * max(1.0, ROUNDS / 4)
+            end = time.monotonic() + 2.0 * LONGER
             while time.monotonic() < end:
                 found = rig.wire.append(turn, tally, "s", record(number), time.monotonic() + 30)
                 assert found in (None, (number + 1, False))
@@ -259,7 +259,7 @@ def send(rig: LoopDriven, rng: random.Random, number: int) -> None:
 
 def test_a_slow_reader_sees_whole_frames_in_order(rng: random.Random) -> None:
     """Frames of up to 1 MiB from many threads, through a socket that takes a few kilobytes at a time."""
-    for _ in range(max(1, round(ROUNDS / 2))):
+    for _ in range(round(LONGER)):
         with closing(LoopDriven(send_buffer=4096)) as rig:
             reader = SlowReader(rig.peer, random.Random(rng.random()))
             reader.start()
@@ -400,7 +400,7 @@ def test_signals_at_every_moment_tear_nothing_and_leave_nobody_waiting(rng: rand
         main = Interrupting(rig, rng, tally)
         try:
             with main.alarm.installed():
-                end = time.monotonic() + 4.0 * max(1.0, ROUNDS / 4)
+                end = time.monotonic() + 4.0 * LONGER
                 while time.monotonic() < end and not failures:
                     main.step()
         finally:

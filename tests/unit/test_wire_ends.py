@@ -37,21 +37,24 @@ def test_a_turn_that_was_given_back_meanwhile_is_taken_at_once() -> None:
 
 
 def test_whoever_queues_for_a_turn_gets_it_when_an_append_ends() -> None:
-    with closing(HandDriven()) as rig:
-        given: list[None] = []
+    with closing(LoopDriven()) as rig:
+        given = threading.Event()
         turn = permitted()
 
         def queue_up(_: object) -> None:
-            assert not turn.take_later(given.append)
+            assert not turn.take_later(lambda _: given.set())
+            rig.peer.sendall(message(token + 1, b'{"stream":"S","seq":7}'))
 
-        first = rig.wire.expect(queue_up)
-        rig.peer.sendall(message(first, b"x"))
-        with pytest.raises(Unsettled):
-            # Its deadline passes while somebody queues up behind it.
-            threading.Timer(0.02, rig.turn).start()
-            rig.wire.append(turn, Tally(), "s", record(1), time.monotonic() + 0.1)
-        rig.turn()
-        assert given == [None] and turn.taken
+        def serve() -> None:
+            assert rig.peer.recv(1 << 16).startswith(b"HPUB s ")
+            rig.peer.sendall(message(token, b"x"))
+
+        token = rig.wire.expect(queue_up)
+        server = threading.Thread(target=serve)
+        server.start()
+        assert rig.wire.append(turn, Tally(), "s", record(1), time.monotonic() + 30) == (7, False)
+        assert given.wait(30) and turn.taken
+        server.join()
 
 
 # ---- what belongs on the loop gets there
