@@ -440,6 +440,7 @@ cdef class Wire:
         cdef Waiter waiter
         cdef uint64_t token
         cdef Py_ssize_t size = 0
+        cdef bint reading
         if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
         if not self.is_open or link is None or link.broken:
@@ -448,8 +449,15 @@ cdef class Wire:
         token = self._register(waiter)
         turn.taken = True
         self.appending += 1
+        # Before it is sent: the answer is not to wake the loop.
+        reading = link.may_wait()
         try:
+            if reading:
+                link.listen(True)
             size = self.post(link, token, subject, turn._fence, record)
+            if reading:
+                reading = False
+                self._read(link, waiter, deadline if size else 0.0)
             if size:
                 self._wait(link, waiter, deadline)
         except BaseException:
@@ -458,6 +466,8 @@ cdef class Wire:
                 turn._fence = None
             raise
         finally:
+            if reading:
+                link.listen(False)
             self._waiting.pop(token, None)
             self.appending -= 1
             if size and turn._epoch != 0 and (waiter.state == WAITING or waiter.state == LOST):
@@ -498,6 +508,7 @@ cdef class Wire:
             if left <= 0:
                 return 0
             if link.may_wait():
+                link.listen(True)
                 self._read(link, waiter, deadline)
                 continue
             if waiter.lock == NULL:
@@ -513,8 +524,8 @@ cdef class Wire:
         return 0
 
     cdef int _read(self, Link link, Waiter waiter, double deadline) except -1:
+        """Receive for everybody until the waiter is settled, or the deadline; ends what ``link.listen(True)`` began."""
         cdef double left
-        link.listen(True)
         try:
             while waiter.state == WAITING and not link.broken:
                 left = deadline - monotonic()

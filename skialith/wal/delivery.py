@@ -102,7 +102,7 @@ class Delivery:
         for entry in group:
             if entry.done:
                 continue
-            if entry.deadline > now and not entry.ticket.promise.given_up:
+            if entry.deadline > now and not entry.ticket.over:
                 live.append(entry)
                 continue
             outcome: Outcome = "unknown" if entry.unknown else "not_written"

@@ -50,6 +50,11 @@ class Ticket:
     promise: Promise = field(default_factory=Promise)
     acks: list[Ack] = field(default_factory=list)
 
+    @property
+    def over(self) -> bool:
+        """Nobody wants the rest of it."""
+        return self.failed or self.promise.given_up
+
     def acknowledge(self, ack: Ack) -> None:
         """The next of its records is durable."""
         self.acks.append(ack)
