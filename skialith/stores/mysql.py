@@ -169,6 +169,9 @@ class MySqlStore(SqlStore):
 class _Session:
     """See ``sql.Session``."""
 
+    by_agent = " FORCE INDEX (by_agent)"
+    # Left alone, MariaDB reads each page of a long history from the agent's first event on.
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 

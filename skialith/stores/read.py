@@ -36,6 +36,9 @@ T = TypeVar("T")
 class Queries(Protocol):
     """What reading needs of a connection."""
 
+    by_agent: str
+    """Behind a table's name: read its rows in the order of an agent's events, and no others."""
+
     def rows(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
         """All rows of a query. Placeholders are ``?``."""
 
@@ -125,8 +128,8 @@ def _places(
         (*agent, WRITER, int(Kind.EVENT), *args, limit),
     )
     alive = session.rows(
-        "SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events WHERE namespace = ? AND agent_id = ? "
-        f"AND {within} {_OLDEST}",
+        f"SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events{session.by_agent} "
+        f"WHERE namespace = ? AND agent_id = ? AND {within} {_OLDEST}",
         (*agent, *args, limit),
     )
     keys = {key for _, _, key, _ in alive}

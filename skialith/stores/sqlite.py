@@ -137,6 +137,8 @@ class _Connection(sqlite3.Connection):
 class _Session:
     """See ``sql.Session``."""
 
+    by_agent = ""  # it does so by itself
+
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
 

@@ -16,6 +16,7 @@ import pytest
 from skialith import _rows
 from skialith.errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
 from skialith.records import Position
+from skialith.stores import read
 from skialith.stores.mysql import MySqlStore
 from skialith.stores.mysql_errors import CONNECTION_ERRORS, DATA_ERRORS, translate
 
@@ -217,6 +218,24 @@ def test_pages_and_last_checkpoint_use_the_index(store: MySqlStore) -> None:
 
 
 # ---- ways in
+
+
+def test_a_late_page_reads_no_more_of_the_index_than_an_early_one(store: MySqlStore) -> None:
+    count, limit = 4000, 10
+    records = [event(n) for n in range(1, count + 1)]
+    for start in range(0, count, 500):
+        store.write_records(records[start : start + 500])
+    with store.reading() as session:
+        session.run("ANALYZE TABLE agent_events")
+    for record in (records[5], records[count // 2], records[-50]):
+        with store.reading() as session:
+            session.run("FLUSH STATUS")
+            page = read.events(session, (NAMESPACE, "agent"), record.position, records[-1].position, limit, None)
+            # Rows that the index condition passes over are counted apart.
+            names = "('Handler_read_next', 'Handler_icp_attempts')"
+            steps = sum(int(row[1]) for row in session.rows(f"SHOW SESSION STATUS WHERE Variable_name IN {names}"))
+        assert len(page) == limit
+        assert steps < 10 * limit, f"{steps} rows were passed for a page of {limit}"
 
 
 def test_a_unix_socket(own_server: MariaDB) -> None:
