@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import time
+from asyncio import _get_running_loop  # without an exception where there is none, which is the ordinary case
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from datetime import datetime, timezone
@@ -41,8 +41,10 @@ class SkialithAgent:
     def __init__(self, agent_id: str, **settings: Any) -> None:
         self._agent_id = check_id("agent_id", agent_id)
         self._config: Config = load(**settings)
-        self._refuse_event_loop("SkialithAgent")
+        if _get_running_loop() is not None:
+            self._refuse_event_loop("SkialithAgent")
         self._runtime = runtime.acquire(self._config)
+        self._runtime.note_agent(self._agent_id)
         self._step = 0
         self._owner_pid = 0
         self._closed = False
@@ -91,7 +93,7 @@ class SkialithAgent:
         and ``outcome`` says whether that one and those behind it may be written. Saving all again is safe.
         """
         engine = self._engine("save_events")
-        records = [self._event(event_id, data, step, f"events[{n}]") for n, (event_id, data) in enumerate(events)]
+        records = [self._event(event_id, data, step, f"events[{n}].") for n, (event_id, data) in enumerate(events)]
         if not records:
             return []
         ticket = Ticket(self._agent_id, len(records))
@@ -133,20 +135,14 @@ class SkialithAgent:
         return ack
 
     def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
-        prefix = f"{where}." if where else ""
-        event_id = check_id(f"{prefix}event_id", event_id)
-        codec, body = payloads.pack(data, f"{prefix}data", self._config.max_record_bytes)
+        config = self._config
+        event_id = check_id(f"{where}event_id" if where else "event_id", event_id)
+        codec, body = payloads.pack(data, f"{where}data" if where else "data", config.max_record_bytes)
+        key = _fastpath.event_key(config.namespace, self._agent_id, event_id)
+        step = self._step if step is None else _checked_step("step", step)
+        kind, now = _event_type(data), _now_us()
         return Record(
-            Kind.EVENT,
-            self._config.namespace,
-            self._agent_id,
-            event_id,
-            _fastpath.event_key(self._config.namespace, self._agent_id, event_id),
-            self._step if step is None else _checked_step("step", step),
-            _event_type(data),
-            _now_us(),
-            codec,
-            body,
+            Kind.EVENT, config.namespace, self._agent_id, event_id, key, step, kind, now, codec, body, NOWHERE, None
         )
 
     # ---- reading
@@ -248,21 +244,19 @@ class SkialithAgent:
     # ---- inside
 
     def _engine(self, verb: str) -> runtime.Runtime:
-        self._refuse_event_loop(verb)
+        if _get_running_loop() is not None:
+            self._refuse_event_loop(verb)
         if self._closed:
             raise Closed(f"{verb}: the agent {self._agent_id!r} is closed; nothing was sent. Open a new SkialithAgent")
-        if self._runtime.pid != os.getpid():
+        if self._runtime.pid != runtime.process_id():
             # A forked child: the parent's connections are not ours to touch.
             self._runtime = runtime.acquire(self._config)
+            self._runtime.note_agent(self._agent_id)
         self._runtime.check_open()
-        self._runtime.note_agent(self._agent_id)
         return self._runtime
 
-    def _refuse_event_loop(self, verb: str) -> None:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return
+    @staticmethod
+    def _refuse_event_loop(verb: str) -> None:
         spelling = (
             "asyncio.to_thread(SkialithAgent, ...)"
             if verb == "SkialithAgent"

@@ -39,12 +39,14 @@ class _Registry:
     """The runtimes of this process."""
 
     def __init__(self) -> None:
+        self.pid = os.getpid()
         self.lock = threading.RLock()
         self.runtimes: dict[Config, Runtime] = {}
         self.inherited: list[dict[Config, Runtime]] = []
 
     def forget_parent(self) -> None:
         """In a forked child: keep what it got for ever and never touch it, not even the lock."""
+        self.pid = os.getpid()
         self.inherited.append(self.runtimes)
         self.lock = threading.RLock()
         self.runtimes = {}
@@ -60,6 +62,11 @@ class _Registry:
 
 
 _registry = _Registry()
+
+
+def process_id() -> int:
+    """This process, without asking the kernel at every call."""
+    return _registry.pid
 
 
 def acquire(config: Config, *, create: bool = True) -> Runtime:
@@ -95,7 +102,7 @@ class Runtime:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.pid = os.getpid()
+        self.pid = process_id()
         self.users = 0
         self.closed = False
         self.store: Store = open_store(config.store_url, power=config.durability == "power")

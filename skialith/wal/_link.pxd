@@ -2,6 +2,9 @@
 
 from cython cimport final
 
+cdef enum:
+    SLICE_MS = 50  # a signal that comes just before a wait is seen after this
+
 cdef struct Buffer:
     char* data
     Py_ssize_t start, end, capacity
@@ -30,13 +33,13 @@ cdef class Link:
     cdef int flush(self) except -1
     cdef bint may_wait(self) noexcept
     cdef int listen(self, bint on) except -1
-    cdef int wait(self, int milliseconds) except -1
-    cdef Py_ssize_t receive(self) except -1
+    cdef Py_ssize_t receive(self, int patience_ms) except -1
     cdef int take_in(self, const char* data, Py_ssize_t size) except -1
     cdef void fail(self) noexcept
     cdef int _send(self) except -1
     cdef int _have_taken_out(self) except -1
     cdef int _arm(self) except -1
+    cdef int _block(self, bint on) except -1
 
 cpdef bint tell(object function, tuple arguments) except -1
 cdef char* extend(Buffer* buffer, Py_ssize_t size) except NULL

@@ -12,7 +12,8 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec, timeval
 from posix.unistd cimport close
 
 cdef extern from "Python.h":
@@ -25,6 +26,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void* data, size_t size, int flags)
     ssize_t recv(int fd, void* data, size_t size, int flags)
     int shutdown(int fd, int how)
+    enum: SOL_SOCKET
+    enum: SO_RCVTIMEO
+    int setsockopt(int fd, int level, int option, const void* value, unsigned int size)
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLIN
@@ -118,6 +122,7 @@ cdef class Link:
         self._fd = fd
         self._pass_on = pass_on
         if fd >= 0:
+            self._block(True)
             self._poll = epoll_create1(EPOLL_CLOEXEC)
             self._armed = EPOLLIN
             event.events = EPOLLIN
@@ -216,34 +221,36 @@ cdef class Link:
         self.reading = on
         return self._arm()
 
-    cdef int wait(self, int milliseconds) except -1:
-        """Wait until there is something to receive; 0 if not by then. Raises what a signal's handler raises."""
-        cdef pollfd item
-        cdef int count
-        item.fd = self._fd
-        item.events = POLLIN
-        with nogil:
-            count = poll(&item, 1, milliseconds)
-        if count <= 0:
-            PyErr_CheckSignals()
-            return 0
-        return 1
-
-    cdef Py_ssize_t receive(self) except -1:
-        """Take in what the socket has, one read at most; 0 if it has nothing now, or has ended."""
+    cdef Py_ssize_t receive(self, int patience_ms) except -1:
+        """Take in what the socket has, one read at most, or what comes within ``patience_ms`` (SLICE_MS at most); 0 if that is
+        nothing, or the connection has ended. A wait raises what a signal's handler raises."""
         cdef Buffer* into = &self.received
         cdef Py_ssize_t missing = self.wanted - (into.end - into.start)
+        cdef Py_ssize_t size = min(max(<Py_ssize_t> READ_BYTES, missing), <Py_ssize_t> MOST_BYTES)
         cdef ssize_t count
         cdef int error
+        cdef pollfd item
         cdef char* p = extend(into, max(<Py_ssize_t> READ_BYTES, missing))
-        count = recv(self._fd, p, <size_t> min(max(<Py_ssize_t> READ_BYTES, missing), <Py_ssize_t> MOST_BYTES), MSG_DONTWAIT)
-        error = errno
+        if patience_ms < SLICE_MS:
+            if patience_ms > 0:
+                item.fd = self._fd
+                item.events = POLLIN
+                with nogil:
+                    poll(&item, 1, patience_ms)
+            count = recv(self._fd, p, <size_t> size, MSG_DONTWAIT)
+            error = errno
+        else:
+            with nogil:
+                count = recv(self._fd, p, <size_t> size, 0)  # SLICE_MS at most, see SO_RCVTIMEO
+                error = errno
         if count > 0:
             into.end += count
             self.last_received = monotonic()
             return count
         if count == 0 or (error != EAGAIN and error != EINTR):
             self.fail()
+        elif patience_ms > 0:
+            PyErr_CheckSignals()
         return 0
 
     cdef int take_in(self, const char* data, Py_ssize_t size) except -1:
@@ -275,8 +282,22 @@ cdef class Link:
         if self._fd >= 0:
             shutdown(self._fd, SHUT_RDWR)
 
+    cdef int _block(self, bint on) except -1:
+        """Let a read that asks for it wait, in slices: a wait of its own in front would be a second system call."""
+        cdef timeval slice
+        cdef int flags = fcntl(self._fd, F_GETFL, 0)
+        slice.tv_sec = 0
+        slice.tv_usec = SLICE_MS * 1000
+        if (
+            fcntl(self._fd, F_SETFL, flags & ~O_NONBLOCK if on else flags | O_NONBLOCK) != 0
+            or setsockopt(self._fd, SOL_SOCKET, SO_RCVTIMEO, &slice, sizeof(slice)) != 0
+        ):
+            raise OSError(errno, "the connection cannot be set up")
+        return 0
+
     def hand_over(self):
         cdef int fd = self._fd
+        self._block(False)
         self.broken = True
         self._fd = -1
         return fd

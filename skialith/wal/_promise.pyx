@@ -3,7 +3,7 @@
 
 from cython cimport final
 
-from ._link cimport monotonic
+from ._link cimport SLICE_MS, monotonic
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
@@ -19,9 +19,6 @@ cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock(PyThread_type_lock lock, int wait)
     PyLockStatus PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int interruptible)
     void PyThread_release_lock(PyThread_type_lock lock)
-
-cdef enum:
-    SLICE_US = 50_000  # a signal that comes just before a wait is seen after this
 
 
 @final
@@ -73,7 +70,7 @@ cdef class Promise:
             left = deadline - monotonic()
             if left <= 0:
                 raise TimeoutError(f"not done within {seconds:.1f} s")
-            slice_us = <long long> min(left * 1e6 + 1, <double> SLICE_US)
+            slice_us = <long long> min(left * 1e6 + 1, SLICE_MS * 1e3)
             with nogil:
                 status = PyThread_acquire_lock_timed(self._lock, slice_us, 1)
             if status != PY_LOCK_ACQUIRED:

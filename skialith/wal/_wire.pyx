@@ -21,7 +21,7 @@ from .._fastpath cimport (
     read_puback,
     record_form,
 )
-from ._link cimport Buffer, Link, monotonic, tell
+from ._link cimport SLICE_MS, Buffer, Link, monotonic, tell
 from ._protocol cimport Line, put_head, put_number, read_line, refuses
 from ._waiting cimport (
     ACKED,
@@ -57,7 +57,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     HEADER_ROOM = 1024  # the longest headers of a record
-    SLICE_MS = 50  # a signal that comes just before a wait is seen after this
     FLUSH_BYTES = 64 * 1024  # a run of messages goes out in pieces, so that the server begins with the first
 
 
@@ -207,7 +206,7 @@ cdef class Wire:
         if not link.reading and not link.broken:
             link.reading = True
             try:
-                if link.receive() > 0:
+                if link.receive(0) > 0:
                     self._handle(link)
             finally:
                 link.reading = False
@@ -531,7 +530,7 @@ cdef class Wire:
                 left = deadline - monotonic()
                 if left <= 0:
                     break
-                if link.wait(<int> min(left * 1e3 + 1, <double> SLICE_MS)) and link.receive() > 0:
+                if link.receive(<int> min(left * 1e3 + 1, <double> SLICE_MS)) > 0:
                     self._handle(link)
                     if waiter.state == WAITING:
                         self._tell_loop()

@@ -13,7 +13,8 @@ from ..config import API_TIMEOUT_SECONDS, RETRY_FIRST_SECONDS, RETRY_LONGEST_SEC
 from ..errors import WalUnavailable
 from .transport import Connection, Disconnected, NoReply
 
-NO_RESPONDERS = "503"
+_PASSING = (10005, 10008)
+"""Peers offline, as a cluster says for seconds after a node came back; JetStream not available just now."""
 
 
 class ApiError(Exception):
@@ -47,6 +48,10 @@ class Api:
             try:
                 await self._connection.ready(end)
                 return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
+            except ApiError as error:
+                if error.code not in _PASSING:
+                    raise
+                cause = error
             except NoResponders:
                 cause = "JetStream does not answer: it is disabled for this account, or the cluster has no leader now"
             except (Disconnected, NoReply) as error:

@@ -50,7 +50,7 @@ class Log:
 
         If nothing of its agent is in flight and nothing is amiss, the calling thread does all of it itself.
         """
-        lane = self._lane(record.agent_id)
+        lane = self.lanes.get(record.agent_id) or self._lane(record.agent_id)
         unknown = False
         if self._stream.has_room(len(record.body or b"")):
             try:

@@ -136,6 +136,11 @@ class Connection:
                 refused.set_result(
                     "offers no TLS although the URL says tls://: enable TLS on the server or use nats://; no password was sent"
                 )
+            elif isinstance(error, ssl.SSLCertVerificationError):
+                refused.set_result(
+                    f"has a certificate that is not accepted ({error.verify_message}): set SKIALITH_NATS_TLS_CA to its "
+                    "authority, or use the host name that the certificate names; no password was sent"
+                )
             elif "authorization violation" in str(error).lower():
                 refused.set_result(
                     "refused the credentials: check SKIALITH_NATS_URL (user:password or token), SKIALITH_NATS_CREDS or "
