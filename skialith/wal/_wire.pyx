@@ -65,6 +65,10 @@ class Unsettled(Exception):
     pass
 
 
+class LoopClosed(Exception):
+    pass
+
+
 cdef class Wire:
     cdef readonly long long epoch
     cdef readonly bint is_open
@@ -405,18 +409,25 @@ cdef class Wire:
 
     # ---- handing over to the loop
 
-    def hand_over(self, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
+    def hand_over(self, Turn turn not None, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
+        if turn.retired:
+            return False
         if records and self.queued and (self.queued + records > self._most_records or self._queued_bytes + size > self._most_bytes):
             self._refused += 1
             return False
-        self._ready.append((callback, payload))
+        item = (callback, payload)
+        if turn.retired:  # making the pair may have run a collector, and others meanwhile
+            return False
+        self._ready.append(item)
+        turn.waiting += records
         self.queued += records
         self._queued_bytes += size
         if not self._tell_loop():
-            raise RuntimeError("the loop is closed")
+            raise LoopClosed
         return True
 
-    def leave(self, Py_ssize_t records, Py_ssize_t size):
+    def leave(self, Turn turn not None, Py_ssize_t records, Py_ssize_t size):
+        turn.waiting -= records
         self.queued -= records
         self._queued_bytes -= size
         # Not at the first that leaves: whoever waits would wake up for each one, and fill the place again.
@@ -441,7 +452,7 @@ cdef class Wire:
         cdef uint64_t token
         cdef Py_ssize_t size = 0
         cdef bint reading
-        if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
+        if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
         if not self.is_open or link is None or link.broken:
             return None

@@ -121,9 +121,10 @@ class Wal:
         return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
 
     async def _keep_house(self) -> None:
-        """Renew leases and refresh the stream's size; a failure here is met again by the next append, which reports it."""
+        """Renew leases, refresh the stream's size, forget agents; a failure here is met again by the next append, which reports it."""
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
+            self.log.forget_idle()
             try:
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()

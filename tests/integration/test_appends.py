@@ -11,10 +11,10 @@ import pytest
 
 from skialith import AgentFenced, BatchFailed, Closed, InvalidPayload, SkialithAgent, WalUnavailable
 from skialith.records import Ack
-from skialith.wal import transport
+from skialith.wal import log, transport
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import NatsServer, wait_until
-from tests.fixtures.wal import OpenWal, append, event, soon
+from tests.fixtures.wal import OpenWal, append, event, new_namespace, soon
 
 
 def seqs(futures: list[Future[Ack]]) -> list[int]:
@@ -31,6 +31,30 @@ def test_events_handed_over_keep_the_order_of_the_calls(open_agent: OpenAgent) -
     assert found == sorted(found)
     assert found[-2] < between.seq < found[-1]
     assert [event.event_id for event in agent.history()] == [*(f"e{n}" for n in range(3000)), "between", "last"]
+
+
+def test_a_call_never_overtakes_what_its_thread_handed_over_before(open_agent: OpenAgent) -> None:
+    agent = open_agent("a", writer="off")
+    agent.resume()
+    agent.save_event("first", {})
+    for n in range(50):
+        handed_over = agent.save_event_nowait(f"n{n}", {})
+        called = agent.checkpoint(n, {}) if n % 2 else agent.save_event(f"e{n}", {})
+        assert handed_over.result(20).seq < called.seq
+
+
+def test_agents_that_nobody_owns_are_forgotten(
+    open_wal: OpenWal, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "IDLE_LANES", 10)
+    wal = open_wal(nats_url, namespace=new_namespace())
+    wal.claim("owned", soon())
+    for n in range(100):
+        wal.log.append_one(event(wal, f"a{n}", "e"), soon())
+    wait_until(lambda: len(wal.log.lanes) <= 10, 20, "most agents are forgotten")
+    assert "owned" in wal.log.lanes
+    seqs = [wal.log.append_one(event(wal, f"a{n}", "again"), soon()).seq for n in range(100)]
+    assert seqs == sorted(seqs)
 
 
 def test_an_event_handed_over_twice_is_there_once(open_agent: OpenAgent) -> None:
