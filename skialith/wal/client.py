@@ -131,7 +131,7 @@ class Wal:
                 await self.log.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
                 log.warning("%s", error)
-            except (SkialithError, ApiError) as error:
+            except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
                 log.info("housekeeping of %s put off: %s", self.stream.name, error)
             except Exception:  # a bug must not end the renewal of leases
                 log.exception("housekeeping of %s failed", self.stream.name)

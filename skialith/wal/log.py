@@ -246,29 +246,39 @@ class Log:
             return lease
 
     async def release(self, agent_id: str) -> None:
-        """One user of the lease less; the last one gives the agent up."""
-        async with self._owning(agent_id) as lane:
-            lease = lane.lease
-            if lease is None:
-                return
+        """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""
+        lease = self._lane(agent_id).lease
+        if lease is not None:
             lease.users -= 1
             if lease.users <= 0:
+                await self._give_up(agent_id)
+
+    async def _give_up(self, agent_id: str) -> None:
+        """Without its lease, what still waits would be written behind a next owner's back."""
+        async with self._owning(agent_id, after_all=True) as lane:
+            lease = lane.lease
+            if lease is not None and lease.users <= 0:
                 lane.lease = None
                 await self._leases.release(lease)
 
     async def renew_due(self, deadline: float) -> None:
-        """Renew every lease of which a third has passed."""
+        """Renew every lease of which a third has passed; give up what nobody uses any more and could not be given up."""
         for agent_id, lane in list(self.lanes.items()):
-            if lane.lease is not None and self._leases.due(lane.lease):
+            if lane.lease is not None and lane.lease.users <= 0 and not lane.holders:
+                if not lane.turn.waiting:
+                    await self._give_up(agent_id)
+            elif lane.lease is not None and self._leases.due(lane.lease):
                 async with self._owning(agent_id) as held:
                     if held.lease is not None and held.lease.lost is None:
                         await self._leases.renew(held.lease, deadline)
 
     @asynccontextmanager
-    async def _owning(self, agent_id: str) -> AsyncIterator[Lane]:
+    async def _owning(self, agent_id: str, *, after_all: bool = False) -> AsyncIterator[Lane]:
         lane = self._lane(agent_id)
         lane.holders += 1
         try:
+            while after_all and lane.turn.waiting:
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             async with self._held(lane):
                 yield lane
         finally:

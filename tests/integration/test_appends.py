@@ -11,7 +11,8 @@ import pytest
 
 from skialith import AgentFenced, BatchFailed, Closed, InvalidPayload, SkialithAgent, WalUnavailable
 from skialith.records import Ack
-from skialith.wal import log, transport
+from skialith.wal import frames, log, transport
+from skialith.wal.lease import Lease
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import NatsServer, wait_until
 from tests.fixtures.wal import OpenWal, append, event, new_namespace, soon
@@ -41,6 +42,45 @@ def test_a_call_never_overtakes_what_its_thread_handed_over_before(open_agent: O
         handed_over = agent.save_event_nowait(f"n{n}", {})
         called = agent.checkpoint(n, {}) if n % 2 else agent.save_event(f"e{n}", {})
         assert handed_over.result(20).seq < called.seq
+
+
+def test_what_waits_when_an_agent_is_closed_is_still_written_as_its_owner(
+    open_agent: OpenAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, other = open_agent("a", writer="off"), open_agent("b", writer="off")
+    agent.resume()
+    owned: list[bool] = []
+    fence = frames.fence
+
+    def noted(lease: Lease | None) -> bytes:
+        owned.append(lease is not None)
+        return fence(lease)
+
+    monkeypatch.setattr(frames, "fence", noted)
+    futures = [agent.save_event_nowait(f"e{n}", {}) for n in range(6000)]
+    agent.close()
+    assert len(set(seqs(futures))) == 6000
+    assert all(owned)
+    lane = other._runtime.wal.log.lanes["a"]
+    assert lane.lease is None
+
+
+def test_an_agent_closed_while_the_server_is_away_is_given_up_later(
+    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any]
+) -> None:
+    settings["nats_url"] = nats_server.url
+    agent, other = open_agent("a", writer="off", timeout=20.0), open_agent("b", writer="off", timeout=20.0)
+    agent.resume()
+    nats_server.pause()
+    try:
+        future = agent.save_event_nowait("e", {})
+        agent.close()
+        lane = other._runtime.wal.log.lanes["a"]
+        assert lane.lease is not None and not future.done()
+    finally:
+        nats_server.resume()
+    assert future.result(20).seq > 0
+    wait_until(lambda: lane.lease is None, 20, "the agent is given up")
 
 
 def test_agents_that_nobody_owns_are_forgotten(
