@@ -61,6 +61,9 @@ class Wire:
     def take_rest(self) -> bytes:
         """What came for nats-py."""
 
+    def end(self) -> list[tuple[Callable[[Any], object], Any]]:
+        """The loop has ended; any thread may say so. Returns the callbacks that did not run any more, with their arguments."""
+
     # ---- frames, from any thread
 
     def put(self, frames: bytes) -> bool:

@@ -81,7 +81,7 @@ cdef class Wire:
     cdef bytearray _rest
     cdef object _ready  # callbacks that are to run on the loop, each with its argument
     cdef object _call_soon, _on_rest, _on_lost
-    cdef bint _told
+    cdef bint _told, _over
     cdef long long _ended  # the last connection whose end was made known
     cdef readonly Py_ssize_t queued
     cdef Py_ssize_t _longest_line, _longest_message, _most_records, _most_bytes, _queued_bytes
@@ -171,6 +171,8 @@ cdef class Wire:
     cdef bint _tell_loop(self) except -1:
         """Have done on the loop what belongs there; False if it is closed."""
         cdef bint told = False
+        if self._over:
+            return False
         if self._told or not (self._ready or self._rest):
             return True
         self._told = True
@@ -194,6 +196,11 @@ cdef class Wire:
             raise
         if self._rest:
             self._on_rest()
+
+    def end(self):
+        self._over = True
+        left, self._ready = list(self._ready), deque()
+        return left
 
     # ---- in
 

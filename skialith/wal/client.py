@@ -121,7 +121,7 @@ class Wal:
         return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
 
     async def _keep_house(self) -> None:
-        """Renew leases, refresh the stream's size, forget agents; a failure here is met again by the next append, which reports it."""
+        """Renew leases, refresh the stream's size, forget agents; a failure is met again by the next append, which reports it."""
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
             self.log.forget_idle()
@@ -286,6 +286,8 @@ class Wal:
         with contextlib.suppress(SkialithError):
             self._thread.call(self._close(), CLOSE_SECONDS)
         self._thread.stop()
+        if hasattr(self, "log"):
+            self.log.end()
 
     async def _close(self) -> None:
         if self._housekeeper is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sys
 import threading
 import time
 from concurrent.futures import Future, wait
@@ -259,3 +262,47 @@ def test_a_window_that_meets_a_restarted_server_is_stored_once_and_in_order(
         thread.join(20)
     assert [ack.seq for ack in acks] == sorted(ack.seq for ack in acks)
     assert [event.event_id for event in agent.history()] == [f"e{n}" for n in range(len(acks))]
+
+
+def test_a_callback_that_ends_its_thread_costs_no_other_future(open_agent: OpenAgent) -> None:
+    agent = open_agent("a", writer="off")
+    first = agent.save_event_nowait("first", {})
+    first.add_done_callback(lambda _: sys.exit("not the end"))
+    assert first.result(20).seq < agent.save_event_nowait("second", {}).result(20).seq
+
+
+def test_what_the_loop_took_and_did_not_begin_is_refused_at_the_close(open_wal: OpenWal, nats_url: str) -> None:
+    wal = open_wal(nats_url, namespace=new_namespace())
+
+    async def hand_over_and_close() -> Future[Ack]:
+        future = wal.log.append_nowait(event(wal, "a", "e"), soon())
+        await asyncio.sleep(0)
+        assert len(wal.log.lanes["a"].queue) == 1
+        await wal.log.close()
+        return future
+
+    error = wal.call(hand_over_and_close, 10).exception(5)
+    assert isinstance(error, Closed) and error.outcome == "not_written"
+    assert wal.connection.wire.queued == 0
+
+
+def _submit_until_closed(agent: SkialithAgent, futures: list[Future[Ack]], begun: threading.Event) -> None:
+    with contextlib.suppress(Closed):
+        while True:
+            futures.append(agent.save_event_nowait(f"e{len(futures)}", {}))
+            if len(futures) > 50:
+                begun.set()
+
+
+def test_every_future_is_settled_although_the_runtime_is_closed_meanwhile(settings: dict[str, Any]) -> None:
+    for _ in range(30):
+        agent = SkialithAgent("a", **{**settings, "writer": "off"})
+        futures: list[Future[Ack]] = []
+        begun = threading.Event()
+        thread = threading.Thread(target=_submit_until_closed, args=(agent, futures, begun))
+        thread.start()
+        assert begun.wait(20)
+        agent.close()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert not wait(futures, 20).not_done

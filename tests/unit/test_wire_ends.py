@@ -275,3 +275,13 @@ def test_a_handler_that_raises_what_a_closed_loop_raises_is_not_taken_for_one() 
         with pytest.raises(RuntimeError, match="handler"):
             rig.wire.hand_over(Turn(), 1, 1, lambda _: None, None)
         assert rig.wire.queued == 1
+
+
+def test_what_the_loop_did_not_see_before_it_ended_is_given_back() -> None:
+    with closing(HandDriven()) as rig:
+        got: list[int] = []
+        assert rig.wire.hand_over(Turn(), 1, 1, got.append, 1)
+        assert rig.wire.end() == [(got.append, 1)]
+        with pytest.raises(LoopClosed):  # although the loop was told and did not come
+            rig.wire.hand_over(Turn(), 1, 1, got.append, 2)
+        assert got == []
