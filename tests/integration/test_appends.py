@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from skialith import AgentFenced, BatchFailed, Closed, InvalidPayload, SkialithAgent, WalUnavailable
+from skialith.config import APPEND_BATCH_RECORDS
 from skialith.records import Ack
 from skialith.wal import frames, log, transport
 from skialith.wal.lease import Lease
@@ -306,3 +307,27 @@ def test_every_future_is_settled_although_the_runtime_is_closed_meanwhile(settin
         thread.join(20)
         assert not thread.is_alive()
         assert not wait(futures, 20).not_done
+
+
+def test_a_part_that_is_not_sent_says_that_those_before_it_may_be_written(
+    nats_server: NatsServer, open_agent: OpenAgent, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings["nats_url"] = nats_server.url
+    agent = open_agent("a", writer="off", timeout=5.0)
+    agent.save_event("first", {})
+    append_part, parts = agent._runtime.wal.log.append, iter(range(9))
+
+    def append_one_part(*arguments: Any) -> None:
+        if next(parts):
+            raise WalUnavailable("no room", outcome="not_written")
+        append_part(*arguments)
+
+    monkeypatch.setattr(agent._runtime.wal.log, "append", append_one_part)
+    nats_server.pause()
+    try:
+        with pytest.raises(BatchFailed) as caught:
+            agent.save_events([(f"e{n}", {}) for n in range(APPEND_BATCH_RECORDS + 1)])
+    finally:
+        nats_server.resume()
+    assert caught.value.outcome == "unknown"
+    assert caught.value.failed == 0
