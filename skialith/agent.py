@@ -78,9 +78,11 @@ class SkialithAgent:
         """Hand over one event (ACCEPTED) and return the future of its ``Ack``, which is there at DURABLE.
 
         Events of one agent keep the order of the calls. At most ``MAX_QUEUED_RECORDS`` records and ``MAX_QUEUED_BYTES`` of a
-        process wait for their PubAcks; when they are reached the call blocks. Arguments and errors as :meth:`save_event`:
-        ``InvalidArgument`` and ``Closed`` are raised here, the rest by the future, where ``outcome`` tells what became of the
-        record. The future cannot be cancelled.
+        process wait for their PubAcks; when they are reached the call blocks. Arguments and errors as :meth:`save_event`.
+        Raised here: ``InvalidArgument``, ``Closed``, and ``WalUnavailable`` after it blocked for the whole timeout; nothing was
+        sent. The rest, and a ``Closed`` that comes later, by the future, where ``outcome`` tells what became of the record.
+        The future cannot be cancelled. Its callbacks run one after the other on a thread of Skialith's: one that blocks
+        delays the others.
         """
         engine = self._engine("save_event_nowait")
         return engine.wal.log.append_nowait(self._event(event_id, data, step), self._deadline())
@@ -97,9 +99,16 @@ class SkialithAgent:
         if not records:
             return []
         ticket = Ticket(self._agent_id, len(records))
+        handed_over = 0
         try:
             for batch in _batches(records):
-                engine.wal.log.append(ticket, batch, self._deadline())
+                try:
+                    engine.wal.log.append(ticket, batch, self._deadline())
+                except SkialithError as error:
+                    if handed_over > len(ticket.acks):
+                        error.outcome = "unknown"  # This part was not sent, but it is not the first that is not durable.
+                    raise
+                handed_over += len(batch)
                 if ticket.promise.done:
                     break
             return engine.wal.log.wait(ticket)

@@ -82,7 +82,8 @@ class UnsupportedEnvironment(ConfigurationError):
 
 
 class Closed(SkialithError):
-    """The agent or its runtime was closed before the call; nothing was sent."""
+    """The agent or its runtime was closed before the call, and nothing was sent; or during it, and ``outcome`` says whether
+    the record may be written."""
 
 
 class BlockingCallInEventLoop(SkialithError):

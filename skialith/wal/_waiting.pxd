@@ -33,7 +33,8 @@ cdef class Tally:
 
 @final
 cdef class Turn:
-    cdef readonly bint taken
+    cdef readonly bint taken, retired
+    cdef readonly Py_ssize_t waiting
     cdef public bint suspect
     cdef bytes _fence
     cdef long long _epoch

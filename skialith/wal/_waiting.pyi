@@ -19,11 +19,17 @@ class Turn:
     """One thing in flight: taken by a thread that tries or by a callback that waits, and what its holder may write.
 
     ``suspect``: an append that was made directly was given up without an answer; cleared by whoever acts on it.
+    ``waiting``: records that were handed over and did not leave yet; while there are any, nothing overtakes them.
     """
 
     taken: bool
+    retired: bool
+    waiting: int
     suspect: bool
     def try_take(self) -> bool: ...
+    def retire(self) -> bool:
+        """Take the turn for ever, so that nothing is appended or handed over with it any more; False if it is in use."""
+
     def take_later(self, callback: Callable[[None], object]) -> bool:
         """Take the turn if it is free; else queue up: ``callback`` is called on the loop, once, when it is the caller's."""
 

@@ -50,6 +50,12 @@ cdef class Turn:
         self.taken = True
         return True
 
+    def retire(self):
+        if self.taken or self.waiting:
+            return False
+        self.taken = self.retired = True
+        return True
+
     def take_later(self, callback):
         if not self.taken:
             self.taken = True

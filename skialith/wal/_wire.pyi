@@ -16,6 +16,9 @@ from ._waiting import Deliveries, Reply, Tally, Turn, Window
 class Unsettled(Exception):
     """A message was sent and no answer to it came: it may or may not be written."""
 
+class LoopClosed(Exception):
+    """Nothing can be handed over any more."""
+
 @disjoint_base
 class Wire:
     """See the module. ``call_soon``: runs a callback on the loop, from any thread."""
@@ -58,6 +61,9 @@ class Wire:
     def take_rest(self) -> bytes:
         """What came for nats-py."""
 
+    def end(self) -> list[tuple[Callable[[Any], object], Any]]:
+        """The loop has ended; any thread may say so. Returns the callbacks that did not run any more, with their arguments."""
+
     # ---- frames, from any thread
 
     def put(self, frames: bytes) -> bool:
@@ -71,13 +77,17 @@ class Wire:
 
     # ---- handing over to the loop, from any thread
 
-    def hand_over(self, records: int, size: int, callback: Callable[[Any], object], payload: object) -> bool:
-        """Count records in and run ``callback(payload)`` on the loop, in the order of the calls; False if there is no room.
+    def hand_over(
+        self, turn: Turn, records: int, size: int, callback: Callable[[Any], object], payload: object
+    ) -> bool:
+        """Count records in and run ``callback(payload)`` on the loop, in the order of the calls; False if there is no room,
+        or the turn was retired.
 
-        Raises ``RuntimeError`` when the loop is closed. No signal can come between counting and handing over.
+        Until they leave, :meth:`append` with the same turn does nothing: it would overtake them. Raises ``LoopClosed``; then
+        the callback never runs. No signal can come between counting and handing over.
         """
 
-    def leave(self, records: int, size: int) -> None:
+    def leave(self, turn: Turn, records: int, size: int) -> None:
         """Records that were handed over have their PubAck or their error."""
 
     def wait_for_room(self, seconds: float) -> None:
@@ -93,8 +103,8 @@ class Wire:
     ) -> tuple[int, bool] | None:
         """Append one record directly and wait for its PubAck: sequence and duplicate.
 
-        None: nothing was written, by this call; it is to be made the long way (the turn is taken or has no permission,
-        no open connection, the server refused it). Raises ``Unsettled``, and what a signal's handler raises; the
+        None: nothing was written, by this call; it is to be made the long way (the turn is taken or has no permission, records
+        of it wait, no open connection, the server refused it). Raises ``Unsettled``, and what a signal's handler raises; the
         turn is then without permission and suspect, if it is fenced.
         """
 

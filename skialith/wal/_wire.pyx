@@ -64,6 +64,10 @@ class Unsettled(Exception):
     pass
 
 
+class LoopClosed(Exception):
+    pass
+
+
 cdef class Wire:
     cdef readonly long long epoch
     cdef readonly bint is_open
@@ -76,7 +80,7 @@ cdef class Wire:
     cdef bytearray _rest
     cdef object _ready  # callbacks that are to run on the loop, each with its argument
     cdef object _call_soon, _on_rest, _on_lost
-    cdef bint _told
+    cdef bint _told, _over
     cdef long long _ended  # the last connection whose end was made known
     cdef readonly Py_ssize_t queued
     cdef Py_ssize_t _longest_line, _longest_message, _most_records, _most_bytes, _queued_bytes
@@ -166,6 +170,8 @@ cdef class Wire:
     cdef bint _tell_loop(self) except -1:
         """Have done on the loop what belongs there; False if it is closed."""
         cdef bint told = False
+        if self._over:
+            return False
         if self._told or not (self._ready or self._rest):
             return True
         self._told = True
@@ -189,6 +195,11 @@ cdef class Wire:
             raise
         if self._rest:
             self._on_rest()
+
+    def end(self):
+        self._over = True
+        left, self._ready = list(self._ready), deque()
+        return left
 
     # ---- in
 
@@ -404,18 +415,25 @@ cdef class Wire:
 
     # ---- handing over to the loop
 
-    def hand_over(self, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
+    def hand_over(self, Turn turn not None, Py_ssize_t records, Py_ssize_t size, callback not None, payload):
+        if turn.retired:
+            return False
         if records and self.queued and (self.queued + records > self._most_records or self._queued_bytes + size > self._most_bytes):
             self._refused += 1
             return False
-        self._ready.append((callback, payload))
+        item = (callback, payload)
+        if turn.retired:  # making the pair may have run a collector, and others meanwhile
+            return False
+        self._ready.append(item)
+        turn.waiting += records
         self.queued += records
         self._queued_bytes += size
         if not self._tell_loop():
-            raise RuntimeError("the loop is closed")
+            raise LoopClosed
         return True
 
-    def leave(self, Py_ssize_t records, Py_ssize_t size):
+    def leave(self, Turn turn not None, Py_ssize_t records, Py_ssize_t size):
+        turn.waiting -= records
         self.queued -= records
         self._queued_bytes -= size
         # Not at the first that leaves: whoever waits would wake up for each one, and fill the place again.
@@ -440,7 +458,7 @@ cdef class Wire:
         cdef uint64_t token
         cdef Py_ssize_t size = 0
         cdef bint reading
-        if turn.taken or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
+        if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
         if not self.is_open or link is None or link.broken:
             return None

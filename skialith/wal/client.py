@@ -121,16 +121,17 @@ class Wal:
         return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
 
     async def _keep_house(self) -> None:
-        """Renew leases and refresh the stream's size; a failure here is met again by the next append, which reports it."""
+        """Renew leases, refresh the stream's size, forget agents; a failure is met again by the next append, which reports it."""
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
+            self.log.forget_idle()
             try:
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
                 await self.log.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
                 log.warning("%s", error)
-            except (SkialithError, ApiError) as error:
+            except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
                 log.info("housekeeping of %s put off: %s", self.stream.name, error)
             except Exception:  # a bug must not end the renewal of leases
                 log.exception("housekeeping of %s failed", self.stream.name)
@@ -285,6 +286,8 @@ class Wal:
         with contextlib.suppress(SkialithError):
             self._thread.call(self._close(), CLOSE_SECONDS)
         self._thread.stop()
+        if hasattr(self, "log"):
+            self.log.end()
 
     async def _close(self) -> None:
         if self._housekeeper is not None:

@@ -304,7 +304,7 @@ class Delivery:
             lane.queue.remove(entry)
         entry.done = True
         if lane.agent_id != BURIAL_LANE:
-            self._connection.wire.leave(1, entry.size)
+            self._connection.wire.leave(lane.turn, 1, entry.size)
 
     def _fail_group(self, lane: Lane, group: Sequence[Entry], error: SkialithError) -> None:
         for entry in group:

@@ -14,7 +14,7 @@ from ..config import APPEND_ATTEMPT_SECONDS, IDLE_LANES, MAX_QUEUED_BYTES, MAX_Q
 from ..errors import AgentFenced, Closed, WalUnavailable
 from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
-from ._wire import Unsettled
+from ._wire import LoopClosed, Unsettled
 from .delivery import BURIAL_LANE, Delivery
 from .futures import Futures
 from .lane import Entry, Lane, Ticket, holding
@@ -81,12 +81,12 @@ class Log:
         Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; these records were
         not sent. ``unknown``: they were sent before, without an answer.
         """
-        lane = self._lane(ticket.agent_id)
+        pair = self._lane(ticket.agent_id).subjects
         subjects, max_payload = self._stream.subjects, self._connection.max_payload
         entries = []
         size = 0
         for record in records:
-            subject = lane.subjects[record.kind == Kind.CHECKPOINT]
+            subject = pair[record.kind == Kind.CHECKPOINT]
             entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
             entry.unknown = unknown
             size += entry.size
@@ -126,6 +126,13 @@ class Log:
             time.sleep(_LOOK_AGAIN_SECONDS)
         return True
 
+    def end(self) -> None:
+        """The loop has ended: what was handed over so late that the loop did not see it is refused."""
+        self._closed = True
+        for callback, handed in self._connection.wire.end():
+            if callback == self._take:
+                self._take(handed)
+
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""
         ticket = Ticket(BURIAL_LANE, 1, deadline)
@@ -135,11 +142,12 @@ class Log:
 
     def _hand_over(self, entries: list[Entry], size: int) -> bool:
         """False if too much is waiting. A signal's exception gives the call up, not the records' place in the order."""
-        records = 0 if entries[0].ticket.agent_id == BURIAL_LANE else len(entries)
+        lane = self._lane(entries[0].ticket.agent_id)
+        records = 0 if lane.agent_id == BURIAL_LANE else len(entries)
         try:
-            return self._connection.wire.hand_over(records, size, self._take, entries)
-        except RuntimeError:  # The loop is closed.
-            self._refuse(entries)
+            return self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))
+        except LoopClosed:
+            self._refuse(lane, entries)
             return True
         except BaseException:
             entries[0].ticket.promise.give_up()
@@ -158,11 +166,11 @@ class Log:
 
     # ---- on the loop
 
-    def _take(self, entries: list[Entry]) -> None:
+    def _take(self, handed: tuple[Lane, list[Entry]]) -> None:
+        lane, entries = handed
         if self._closed:
-            self._refuse(entries)
+            self._refuse(lane, entries)
             return
-        lane = self._lane(entries[0].ticket.agent_id)
         lane.queue.extend(entries)
         if not lane.running:
             lane.running = True
@@ -170,10 +178,10 @@ class Log:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _refuse(self, entries: list[Entry]) -> None:
+    def _refuse(self, lane: Lane, entries: list[Entry]) -> None:
         for entry in entries:
-            if entry.ticket.agent_id != BURIAL_LANE:
-                self._connection.wire.leave(1, entry.size)
+            if lane.agent_id != BURIAL_LANE:
+                self._connection.wire.leave(lane.turn, 1, entry.size)
             if not entry.ticket.failed:
                 entry.ticket.fail(_closed(entry))
 
@@ -190,7 +198,6 @@ class Log:
             raise
         finally:
             lane.running = False
-            self._forget_idle(lane)
 
     @asynccontextmanager
     async def _held(self, lane: Lane) -> AsyncIterator[Lane]:
@@ -218,13 +225,14 @@ class Log:
         ):
             lane.turn.permit(frames.fence(lease), connection.epoch)
 
-    def _forget_idle(self, lane: Lane) -> None:
-        """Too many lanes of agents that nobody owns: let go of this one if it is not in use."""
-        if len(self.lanes) <= IDLE_LANES or lane.lease is not None or lane.holders or lane.running:
-            return
-        # A thread that still has it finds the turn taken for ever, and goes the long way, by the agent's new lane.
-        if lane.turn.try_take():
-            self.lanes.pop(lane.agent_id, None)
+    def forget_idle(self) -> None:
+        """Let go of the oldest lanes beyond ``IDLE_LANES`` that nobody owns or uses; a thread that still has one looks for
+        its agent's new lane."""
+        for lane in list(self.lanes.values()):
+            if len(self.lanes) <= IDLE_LANES:
+                return
+            if lane.lease is None and not lane.holders and not lane.running and lane.turn.retire():
+                self.lanes.pop(lane.agent_id)
 
     # ---- ownership
 
@@ -245,34 +253,43 @@ class Log:
             return lease
 
     async def release(self, agent_id: str) -> None:
-        """One user of the lease less; the last one gives the agent up."""
-        async with self._owning(agent_id) as lane:
-            lease = lane.lease
-            if lease is None:
-                return
+        """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""
+        lease = self._lane(agent_id).lease
+        if lease is not None:
             lease.users -= 1
             if lease.users <= 0:
+                await self._give_up(agent_id)
+
+    async def _give_up(self, agent_id: str) -> None:
+        """Without its lease, what still waits would be written behind a next owner's back."""
+        async with self._owning(agent_id, after_all=True) as lane:
+            lease = lane.lease
+            if lease is not None and lease.users <= 0:
                 lane.lease = None
                 await self._leases.release(lease)
 
     async def renew_due(self, deadline: float) -> None:
-        """Renew every lease of which a third has passed."""
+        """Renew every lease of which a third has passed; give up what nobody uses any more and could not be given up."""
         for agent_id, lane in list(self.lanes.items()):
-            if lane.lease is not None and self._leases.due(lane.lease):
+            if lane.lease is not None and lane.lease.users <= 0 and not lane.holders:
+                if not lane.turn.waiting:
+                    await self._give_up(agent_id)
+            elif lane.lease is not None and self._leases.due(lane.lease):
                 async with self._owning(agent_id) as held:
                     if held.lease is not None and held.lease.lost is None:
                         await self._leases.renew(held.lease, deadline)
 
     @asynccontextmanager
-    async def _owning(self, agent_id: str) -> AsyncIterator[Lane]:
+    async def _owning(self, agent_id: str, *, after_all: bool = False) -> AsyncIterator[Lane]:
         lane = self._lane(agent_id)
         lane.holders += 1
         try:
+            while after_all and lane.turn.waiting:  # noqa: ASYNC110 - it is counted in C, by whatever thread
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
             async with self._held(lane):
                 yield lane
         finally:
             lane.holders -= 1
-            self._forget_idle(lane)
 
     async def release_all(self) -> None:
         """Give up every agent that is still owned; what goes wrong leaves a lease to age out."""
@@ -286,8 +303,12 @@ class Log:
         self._closed = True
         for task in list(self._tasks):
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        busy = bool(self._tasks) and bool((await asyncio.wait(self._tasks, timeout=1.0))[1])
+        for lane in list(self.lanes.values()) if not busy else ():
+            # A task that is cancelled before its first step leaves them as they are.
+            left = list(lane.queue)
+            lane.queue.clear()
+            self._refuse(lane, left)
         self._futures.close()
 
 

@@ -126,8 +126,6 @@ class Stream:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
             config = info["config"]
-            self.max_bytes = config["max_bytes"]
-            self.replicas = config["num_replicas"]
             self._note(info)
             self.wal_id = f"{self.name}@{info['created']}"
             await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
@@ -365,6 +363,7 @@ class Stream:
         self._stored_bytes = info["state"]["bytes"]
         self.tally.appended_bytes = 0
         self.max_bytes = info["config"]["max_bytes"]
+        self.replicas = info["config"]["num_replicas"]
 
     def has_room(self, size: int) -> bool:
         """Whether a record of ``size`` bytes leaves the share of the stream that is kept for leases."""

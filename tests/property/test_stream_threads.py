@@ -356,7 +356,7 @@ class Interrupting:
 
     def _hand_over(self) -> None:
         self.handed_over += 1
-        arguments = 1, 1, self.taken.append, self.handed_over
+        arguments = self._turn, 1, 1, self.taken.append, self.handed_over
         found = self.alarm.during(self._rig.wire.hand_over, *arguments)
         assert found in (True, Interrupted)
         if found is True:
@@ -365,13 +365,13 @@ class Interrupting:
 
     def _find_too_much(self) -> None:
         wire = self._rig.wire
-        assert wire.hand_over(LIMITS[2], 1, lambda _: None, None)
-        assert self.alarm.during(wire.hand_over, 1, 1, lambda _: None, None) in (False, Interrupted)
+        assert wire.hand_over(self._turn, LIMITS[2], 1, lambda _: None, None)
+        assert self.alarm.during(wire.hand_over, self._turn, 1, 1, lambda _: None, None) in (False, Interrupted)
         self.alarm.during(wire.wait_for_room, 0.0005)
         self._leave()
 
     def _leave(self) -> None:
-        self._rig.on_loop(lambda: self._rig.wire.leave(self._rig.wire.queued, 0))
+        self._rig.on_loop(lambda: self._rig.wire.leave(self._turn, self._rig.wire.queued, 0))
 
     def _put(self) -> None:
         body = bytes(self._rng.choice([1, 5000, 100_000]))

@@ -24,7 +24,7 @@ class Wire:
     def __init__(self) -> None:
         self.left = 0
 
-    def leave(self, records: int, size: int) -> None:
+    def leave(self, turn: Turn, records: int, size: int) -> None:
         self.left += records
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from skialith.wal._waiting import Reply, Tally, Turn
-from skialith.wal._wire import Unsettled
+from skialith.wal._wire import LoopClosed, Unsettled
 from tests.fixtures.wires import INBOX, HandDriven, LoopDriven, permitted, record
 
 KEY = bytes(16)
@@ -114,10 +114,10 @@ def test_the_loop_is_told_although_a_handler_raised() -> None:
         got: list[int] = []
         rig.failures.append(Interrupted())
         with pytest.raises(Interrupted):
-            rig.wire.hand_over(1, 1, got.append, 1)
+            rig.wire.hand_over(Turn(), 1, 1, got.append, 1)
         rig.turn()
         assert got == [1] and rig.wire.queued == 1
-        assert rig.wire.hand_over(1, 1, got.append, 2)
+        assert rig.wire.hand_over(Turn(), 1, 1, got.append, 2)
         rig.turn()
         assert got == [1, 2]
 
@@ -125,8 +125,8 @@ def test_the_loop_is_told_although_a_handler_raised() -> None:
 def test_a_closed_loop_is_an_error_for_who_hands_over_and_for_nobody_else() -> None:
     with closing(HandDriven()) as rig:
         rig.failures.extend([RuntimeError("Event loop is closed")] * 99)
-        with pytest.raises(RuntimeError, match="closed"):
-            rig.wire.hand_over(1, 1, lambda _: None, None)
+        with pytest.raises(LoopClosed):
+            rig.wire.hand_over(Turn(), 1, 1, lambda _: None, None)
         rig.peer.sendall(message(1, b'{"stream":"S","seq":7}') + b"PING\r\n")
         assert rig.wire.append(permitted(), Tally(), "s", record(1), time.monotonic() + 5) == (7, False)
 
@@ -241,14 +241,47 @@ def test_any_deadline_leaves_room_for_signals(deadline: float) -> None:
 def test_a_thread_waits_for_room_until_records_leave() -> None:
     with closing(HandDriven()) as rig:
         taken: list[int] = []
-        wire = rig.wire
-        assert wire.hand_over(1000, 1, lambda _: None, None)
-        assert not wire.hand_over(1, 1, taken.append, 1)
-        threading.Timer(0.05, wire.leave, [500, 1]).start()  # half of them: not at the first that leaves
+        wire, turn = rig.wire, Turn()
+        assert wire.hand_over(turn, 1000, 1, lambda _: None, None)
+        assert not wire.hand_over(Turn(), 1, 1, taken.append, 1)
+        threading.Timer(0.05, wire.leave, [turn, 500, 1]).start()  # half of them: not at the first that leaves
         begun = time.monotonic()
         wire.wait_for_room(1.0)
         assert time.monotonic() - begun < 0.9
-        assert wire.hand_over(1, 1, taken.append, 1)
+        assert wire.hand_over(Turn(), 1, 1, taken.append, 1)
         begun = time.monotonic()
         wire.wait_for_room(0.02)
         assert time.monotonic() - begun >= 0.02
+
+
+def test_nothing_overtakes_what_was_handed_over_with_its_turn() -> None:
+    with closing(HandDriven()) as rig:
+        turn, deadline = permitted(), time.monotonic() + 5
+        assert rig.wire.hand_over(turn, 1, 1, lambda _: None, None)
+        assert rig.wire.append(turn, Tally(), "s", record(1), deadline) is None
+        assert not turn.retire()
+        rig.wire.leave(turn, 1, 1)
+        rig.peer.sendall(message(1, b'{"stream":"S","seq":7}'))
+        assert rig.wire.append(turn, Tally(), "s", record(1), deadline) == (7, False)
+        assert turn.retire()
+        assert rig.wire.append(turn, Tally(), "s", record(1), deadline) is None
+        assert not rig.wire.hand_over(turn, 1, 1, lambda _: None, None)
+        assert rig.wire.queued == 0
+
+
+def test_a_handler_that_raises_what_a_closed_loop_raises_is_not_taken_for_one() -> None:
+    with closing(HandDriven()) as rig:
+        rig.failures.append(RuntimeError("of a signal's handler"))
+        with pytest.raises(RuntimeError, match="handler"):
+            rig.wire.hand_over(Turn(), 1, 1, lambda _: None, None)
+        assert rig.wire.queued == 1
+
+
+def test_what_the_loop_did_not_see_before_it_ended_is_given_back() -> None:
+    with closing(HandDriven()) as rig:
+        got: list[int] = []
+        assert rig.wire.hand_over(Turn(), 1, 1, got.append, 1)
+        assert rig.wire.end() == [(got.append, 1)]
+        with pytest.raises(LoopClosed):  # although the loop was told and did not come
+            rig.wire.hand_over(Turn(), 1, 1, got.append, 2)
+        assert got == []
