@@ -372,7 +372,8 @@ cdef class Wire:
         deliveries._messages.append((link.last_received, message))
         deliveries.size += PyBytes_GET_SIZE(data)
         if deliveries._pulls:
-            # The server serves one consumer's requests in their order.
+            # The server takes turns among a consumer's requests and says nothing of one that is served, so which request a
+            # message was for is a guess; only the sum counts.
             pull = deliveries._pulls[0]
             pull.left -= 1
             deliveries.expected -= 1
