@@ -125,7 +125,6 @@ class Stream:
         try:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
-            config = info["config"]
             self._note(info)
             self.wal_id = f"{self.name}@{info['created']}"
             await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
