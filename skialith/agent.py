@@ -104,7 +104,9 @@ class SkialithAgent:
                     engine.wal.log.append(ticket, batch, self._deadline())
                 except SkialithError as error:
                     if handed_over > len(ticket.acks):
-                        error.outcome = "unknown"  # This part was not sent, but it is not the first that is not durable.
+                        error.outcome = (
+                            "unknown"  # This part was not sent, but it is not the first that is not durable.
+                        )
                     raise
                 handed_over += len(batch)
                 if ticket.promise.done:
