@@ -105,10 +105,9 @@ class SkialithAgent:
                 try:
                     engine.wal.log.append(ticket, batch, self._deadline())
                 except SkialithError as error:
+                    # This part was not sent, but those before it were.
                     if handed_over > len(ticket.acks):
-                        error.outcome = (
-                            "unknown"  # This part was not sent, but it is not the first that is not durable.
-                        )
+                        error.outcome = "unknown"
                     raise
                 handed_over += len(batch)
                 if ticket.promise.done:

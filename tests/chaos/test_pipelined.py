@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from skialith import SkialithAgent
 from tests.fixtures.nats_proxy import NatsProxy
 
 from .behind import UNAVAILABLE, finish, spawn
@@ -20,18 +19,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "save_events": {"batches": 0.6, "nowait": 0.0},
     "save_event_nowait": {"batches": 0.1, "nowait": 0.6},
 }
-each_way = pytest.mark.parametrize(
-    "way",
-    [
-        "save_events",
-        pytest.param(
-            "save_event_nowait",
-            marks=pytest.mark.xfail(
-                not hasattr(SkialithAgent, "save_event_nowait"), reason="there is no save_event_nowait yet"
-            ),
-        ),
-    ],
-)
+each_way = pytest.mark.parametrize("way", list(WAYS))
 
 
 @each_way
