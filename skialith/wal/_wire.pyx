@@ -488,6 +488,8 @@ cdef class Wire:
                 link.listen(False)
             self._waiting.pop(token, None)
             self.appending -= 1
+            if waiter.state == ACKED:
+                tally.note(waiter.seq, size)
             if size and turn._epoch != 0 and (waiter.state == WAITING or waiter.state == LOST):
                 turn.suspect = True
                 turn._fence = None
@@ -497,7 +499,6 @@ cdef class Wire:
                 turn.taken = False
             self._tell_loop()
         if waiter.state == ACKED:
-            tally.note(waiter.seq, size)
             return waiter.seq, bool(waiter.duplicate)
         if size and waiter.state != REFUSED:
             raise Unsettled

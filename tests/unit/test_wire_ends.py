@@ -57,6 +57,19 @@ def test_whoever_queues_for_a_turn_gets_it_when_an_append_ends() -> None:
         server.join()
 
 
+def test_a_record_that_is_durable_counts_although_a_handler_raises_behind_its_puback() -> None:
+    with closing(HandDriven()) as rig:
+        rig.peer.sendall(b"PING\r\n" + message(1, b'{"stream":"S","seq":7}'))  # of the PING the loop must be told
+        rig.failures.append(Interrupted())
+        turn, tally = permitted(b"Fence: 1\r\n", 1), Tally()
+        with pytest.raises(Interrupted):
+            rig.wire.append(turn, tally, "s", record(1), time.monotonic() + 30)
+        assert tally.last_seq == 7, "a flush() would not wait for it"
+        assert tally.appended_bytes > 0
+        assert not turn.taken
+        assert rig.wire.appending == 0
+
+
 # ---- what belongs on the loop gets there
 
 
