@@ -55,6 +55,10 @@ check_mariadb() {
     PATH=$PATH:/usr/sbin command -v mariadbd >/dev/null || need mariadb-server
 }
 
+check_redis() {
+    command -v redis-server >/dev/null || need redis-server
+}
+
 install_missing() {
     ((${#missing[@]})) || return 0
     local advice="install these packages, then run make again: ${missing[*]}"
@@ -71,7 +75,7 @@ install_missing() {
     release_services
 }
 
-# The tests start a mariadbd of their own. Debian would also start the system's at installation; a policy-rc.d that says
+# The tests start servers of their own. Debian would also start the system's at installation; a policy-rc.d that says
 # 101 ("not allowed") is Debian's way to prevent that.
 held=
 hold_services() {
@@ -114,7 +118,10 @@ check_python
 check_compiler
 case $mode in
 demo) ;;
-dev) check_mariadb ;;
+dev)
+    check_mariadb
+    check_redis
+    ;;
 *) fail "usage: scripts/setup.sh demo|dev" ;;
 esac
 install_missing
