@@ -167,6 +167,12 @@ HISTORY_PAGE_RECORDS = 256
 """Records of one page of ``history()``."""
 HISTORY_PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of one page of ``history()`` from the database; one record at least."""
+GRAPH_PAGE_CHECKPOINTS = 50
+"""Checkpoints of a graph that are read at once from the database."""
+GRAPH_KNOWN_VALUES = 100_000
+"""Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
+GRAPH_DROPS_PER_RECORD = 1000
+"""Checkpoints, and channel values, that one record deletes."""
 TRACE_JSON_BYTES = 1024 * 1024
 """Largest JSON document kept in ``agent_traces``; a larger one becomes a marker that says so."""
 TRACE_JSON_DEPTH = 30

@@ -22,7 +22,7 @@ _TIMES = (datetime, date, time)
 _SOUND = hasattr(ormsgpack, "Fragment")
 _TEXT_KEYS |= ormsgpack.OPT_SERIALIZE_PYDANTIC if _SOUND else ormsgpack.OPT_PASSTHROUGH_DATACLASS
 _ANY_KEYS = _TEXT_KEYS | ormsgpack.OPT_NON_STR_KEYS
-_COMPRESSION_LEVEL = 3
+COMPRESSION_LEVEL = 3
 # What encode() lets through is far below ormsgpack's own limit of 1022 when it reads.
 _DECODE_DEPTH = 1000
 
@@ -115,7 +115,7 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
             limit=limit,
         )
     if size > COMPRESS_ABOVE_BYTES:
-        smaller = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(body)
+        smaller = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(body)
         if len(smaller) < size:
             return Codec.ZSTD_MSGPACK, smaller
     return Codec.MSGPACK, body

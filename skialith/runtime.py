@@ -26,6 +26,7 @@ from .history import History, NothingStored, PastStore, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
+from .threads import NoThreads, Past, ThreadStore
 from .wal.client import Wal
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
@@ -191,6 +192,13 @@ class Runtime:
 
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
+
+    def thread(self, thread_id: str | None) -> Past:
+        """A look at a graph's thread, or at all threads."""
+        return Past(self.wal, self._reading_threads, self.config.namespace, thread_id, self.config.timeout)
+
+    def _reading_threads(self) -> ThreadStore:
+        return NoThreads() if isinstance(self._reading(), NothingStored) else self.store
 
     def _reading(self) -> PastStore:
         """The database to read this log's past from: the one its writer feeds, and no other.

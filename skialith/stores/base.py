@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from ..graphs import Put, Typed
 from ..records import DeadLetter, Position, Record, Trace
 
 
@@ -29,6 +30,18 @@ class Counts(NamedTuple):
     checkpoints: int
     traces: int
     dead_letters: int
+
+
+Scope: TypeAlias = tuple[Literal["ns_key", "thread_key", "namespace"], bytes | str]
+"""Which checkpoints of graphs: of one checkpoint namespace, of a thread, of a whole namespace."""
+
+
+class Cell(NamedTuple):
+    """A checkpoint of a graph, without the values of its channels: ``put.blobs`` is empty."""
+
+    key: bytes
+    position: Position
+    put: Put
 
 
 class Store(Protocol):
@@ -127,6 +140,34 @@ class Store(Protocol):
 
     def discard_dead_letter(self, sink: str, key: bytes) -> bool:
         """Remove one dead letter; False if it was not there."""
+
+    def graph_settled(self, record: Record) -> bool:
+        """Whether the put or the writes of ``record`` (its body may be lost) are stored, or deleted by a later operation."""
+
+    def graph_cells(
+        self, scope: Scope, before: tuple[str, bytes] | None, limit: int, run_keys: Sequence[bytes] = ()
+    ) -> list[Cell]:
+        """At most ``limit`` checkpoints in ``scope``, the greatest ids first, those of one id by descending key.
+
+        ``before``: only those behind this id and key in that order. ``run_keys``: only those of these runs.
+        """
+
+    def graph_cell(self, key: bytes) -> Cell | None:
+        """The checkpoint with this key, None if it is not there or was deleted."""
+
+    def graph_blobs(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Position, Typed]]:
+        """Those of the channel values that are there, by key."""
+
+    def graph_writes(self, namespace: str, cell_keys: Sequence[bytes]) -> list[Record]:
+        """The records of what is pending at the checkpoints with these keys, oldest first; agent id and times left out."""
+
+    def graph_ends(
+        self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
+    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
+        """When threads were deleted last and checkpoints put or deleted last, by key; those without a row left out."""
+
+    def graph_dead(self, namespace: str, thread_name: str | None) -> list[Record]:
+        """Dead letters of the writer that are operations on one thread, or on any, and have their body."""
 
     def close(self) -> None:
         """Close every connection. May be called twice; a closed store raises ``StoreUnavailable``."""

@@ -47,7 +47,6 @@ class MySqlStore(SqlStore):
     """
 
     name = "mysql"
-    for_update = " FOR UPDATE"
     table_exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
 
     def __init__(self, url: str) -> None:
@@ -169,6 +168,7 @@ class MySqlStore(SqlStore):
 class _Session:
     """See ``sql.Session``."""
 
+    for_update = " FOR UPDATE"
     by_agent = " FORCE INDEX (by_agent)"
     # Left alone, MariaDB reads each page of a long history from the agent's first event on.
 

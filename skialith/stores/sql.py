@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
+from ..graphs import Typed
 from ..records import DeadLetter, Kind, Position, Record, Trace
-from . import read, rows
-from .base import AgentSummary, Counts
+from . import graph_read, graphs, read, rows
+from .base import AgentSummary, Cell, Counts, Scope
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
@@ -27,6 +28,9 @@ class Session(read.Queries, Protocol):
     def run(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Rows changed by a statement."""
 
+    for_update: str
+    """Appended to a query whose rows are to stay as they are until the transaction ends."""
+
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
 
@@ -36,8 +40,6 @@ class SqlStore(ABC):
 
     name: str
     url: str
-    for_update: str
-    """Appended to a query whose rows are to stay as they are until the transaction ends."""
     table_exists: str
     """Query with a table's name for an argument; gives a row if it is there."""
 
@@ -115,11 +117,14 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        events, checkpoints, large = rows.of_records(rows.in_order(records))
+        plain, operations = rows.by_tables(records)
+        events, checkpoints, large = rows.of_records(rows.in_order(plain))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
             self._insert_parts(session, table, payload)
+        if operations:
+            graphs.apply(session, operations)
 
     def _insert_parts(self, session: Session, table: str, payload: Payload, sink: str | None = None) -> None:
         """Write the parts of a large payload if the row just inserted is its own and not an earlier one of the same key.
@@ -180,7 +185,7 @@ class SqlStore(ABC):
 
     def _remove_letter(self, session: Session, sink: str, key: bytes) -> bool:
         found = session.rows(
-            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{self.for_update}",
+            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{session.for_update}",
             (sink, key),
         )
         for parts_key in found[0] if found else ():
@@ -267,6 +272,47 @@ class SqlStore(ABC):
         """One dead letter, or None."""
         with self.reading() as session:
             return read.letter(session, sink, key)
+
+    # ---- threads of graphs
+
+    def graph_settled(self, record: Record) -> bool:
+        """Whether an operation is in the tables, or what it made was deleted."""
+        with self.reading() as session:
+            return graph_read.settled(session, record)
+
+    def graph_cells(
+        self, scope: Scope, before: tuple[str, bytes] | None, limit: int, run_keys: Sequence[bytes] = ()
+    ) -> list[Cell]:
+        """Checkpoints, the greatest ids first."""
+        with self.reading() as session:
+            return graph_read.cells(session, scope, before, limit, run_keys)
+
+    def graph_cell(self, key: bytes) -> Cell | None:
+        """One checkpoint, or None."""
+        with self.reading() as session:
+            return graph_read.cell(session, key)
+
+    def graph_blobs(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Position, Typed]]:
+        """Channel values by key."""
+        with self.reading() as session:
+            return graph_read.blobs(session, keys)
+
+    def graph_writes(self, namespace: str, cell_keys: Sequence[bytes]) -> list[Record]:
+        """Pending writes, oldest first."""
+        with self.reading() as session:
+            return graph_read.writes(session, namespace, cell_keys)
+
+    def graph_ends(
+        self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
+    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
+        """Last deletions of threads, last changes of checkpoints."""
+        with self.reading() as session:
+            return graph_read.ends(session, thread_keys, cell_keys)
+
+    def graph_dead(self, namespace: str, thread_name: str | None) -> list[Record]:
+        """Operations that became dead letters."""
+        with self.reading() as session:
+            return graph_read.dead(session, namespace, thread_name)
 
 
 class _RollBack(Exception):

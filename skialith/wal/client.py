@@ -19,6 +19,7 @@ from ..errors import (
     WalError,
     WalUnavailable,
 )
+from ..graphs import Operations
 from ..records import Ack, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
@@ -183,6 +184,15 @@ class Wal:
 
     def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+
+    def operations(self, thread_name: str | None, deadline: float) -> Operations:
+        """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
+
+        async def read() -> Operations:
+            found, whole = await self.reader.operations(thread_name, deadline)
+            return Operations(found, await self.dead.graphs(thread_name, deadline), whole)
+
+        return self._call(read, deadline)
 
     def anything_stored(self, timeout: float) -> bool:
         """Whether a writer ever acknowledged a record of this log."""
