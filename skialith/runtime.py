@@ -22,11 +22,11 @@ from .errors import (
     UnsupportedEnvironment,
     WalError,
 )
+from .graph_past import NoThreads, Past, ThreadStore
 from .history import History, NothingStored, PastStore, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
-from .threads import NoThreads, Past, ThreadStore
 from .wal.client import Wal
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER

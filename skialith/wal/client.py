@@ -23,7 +23,7 @@ from ..graphs import Operations
 from ..records import Ack, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
-from .lane import Ticket
+from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
 from .loop import LoopThread
@@ -139,9 +139,9 @@ class Wal:
 
     # ---- appending and owning
 
-    def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        """Hand over records of one agent, in order. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent."""
-        ticket = Ticket(agent_id, len(records))
+    def append(self, name: LaneName, records: Sequence[Record], deadline: float) -> Ticket:
+        """Hand over records of one lane, in order. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent."""
+        ticket = Ticket(name, len(records))
         self.log.append(ticket, records, deadline)
         return ticket
 

@@ -77,7 +77,7 @@ class NoThreads:
 
 
 @dataclass(slots=True)
-class Checkpoint:
+class Filled:
     """A checkpoint with what belongs to it.
 
     ``values``: by id (``graphs.blob_id``); one of ``put.refs`` that is not among them was deleted. ``writes``: oldest first.
@@ -249,7 +249,7 @@ class Past:
 
     # ---- what belongs to them
 
-    def fill(self, puts: Sequence[Put], only: Collection[bytes] | None = None) -> list[Checkpoint]:
+    def fill(self, puts: Sequence[Put], only: Collection[bytes] | None = None) -> list[Filled]:
         """Checkpoints with their values (``only``: those ids) and their pending writes."""
         wanted: list[tuple[bytes, dict[bytes, bytes]]] = []
         for put in puts:
@@ -259,7 +259,7 @@ class Past:
         values = self._values({key for _, blobs in wanted for key in blobs.values()})
         writes = self._writes([cell for cell, _ in wanted])
         return [
-            Checkpoint(put, {blob: values[key] for blob, key in blobs.items() if key in values}, writes.get(cell, []))
+            Filled(put, {blob: values[key] for blob, key in blobs.items() if key in values}, writes.get(cell, []))
             for put, (cell, blobs) in zip(puts, wanted, strict=True)
         ]
 
