@@ -59,6 +59,10 @@ APPEND_WINDOW_RECORDS = 1000
 """Records of one agent that are in flight together on a log without replicas."""
 IDLE_LANES = 10_000
 """Agents that a process remembers without owning them."""
+AWAITED_THREADS = 8
+"""Threads on which a process reads the database, opens and closes for agents whose verbs are awaited."""
+AWAITED_INLINE_BYTES = 256 * 1024
+"""Payloads of an awaited call over this are compressed and cut on one of these threads and not on the caller's loop."""
 RETRY_FIRST_SECONDS = 0.02
 """First pause between two attempts; doubled each time, with full jitter."""
 RETRY_LONGEST_SECONDS = 1.0

@@ -105,6 +105,11 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
     Raises what :func:`encode` raises, and :class:`~skialith.errors.RecordTooLarge` if the encoded size before
     compression is over ``limit`` bytes; nothing was sent.
     """
+    return compressed(plain(value, argument, limit)[1])
+
+
+def plain(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> tuple[Codec, bytes]:
+    """As :func:`pack`, without the compression."""
     body = encode(value, argument)
     size = len(body)
     if size > limit:
@@ -114,9 +119,14 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
             size=size,
             limit=limit,
         )
-    if size > COMPRESS_ABOVE_BYTES:
+    return Codec.MSGPACK, body
+
+
+def compressed(body: bytes) -> tuple[Codec, bytes]:
+    """Codec and body of a record from its msgpack: zstd above ``COMPRESS_ABOVE_BYTES`` if that is smaller."""
+    if len(body) > COMPRESS_ABOVE_BYTES:
         smaller = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(body)
-        if len(smaller) < size:
+        if len(smaller) < len(body):
             return Codec.ZSTD_MSGPACK, smaller
     return Codec.MSGPACK, body
 

@@ -190,6 +190,10 @@ class Runtime:
     def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
+    def stored_checkpoint(self, agent_id: str) -> Record | None:
+        """The newest checkpoint that the database has."""
+        return self._reading().latest_checkpoint(self.config.namespace, agent_id)
+
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
@@ -220,9 +224,11 @@ class Runtime:
     def flush(self, timeout: float) -> int:
         """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
         self.wal.flush(timeout)
-        return self._count_dead(time.monotonic() + self.config.timeout)
+        return self.count_dead()
 
-    def _count_dead(self, deadline: float) -> int:
+    def count_dead(self) -> int:
+        """How many of the records that this process appended are dead letters."""
+        deadline = time.monotonic() + self.config.timeout
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
             for agent_id in self._agents:

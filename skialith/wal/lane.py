@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..errors import SkialithError
 from ..records import Ack, Kind, Record
@@ -55,11 +55,23 @@ class Entry:
     done: bool = False
 
 
+class Outcome(Protocol):
+    """A ``Promise`` for a thread, or an ``Arrival`` for a coroutine, whose ``wait`` is awaited."""
+
+    done: bool
+    given_up: bool
+
+    def set(self, result: object) -> bool: ...
+    def fail(self, error: BaseException) -> bool: ...
+    def give_up(self) -> bool: ...
+    def wait(self, seconds: float) -> Any: ...
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One call: how many records it has, and what is acknowledged of them, in order.
 
-    ``promise``: what its thread waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
+    ``promise``: what its caller waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
     its error. ``deadline``: of the last record handed over.
     """
 
@@ -68,7 +80,7 @@ class Ticket:
     deadline: float = 0.0
     settle: Callable[[Ack | SkialithError], object] | None = None
     failed: bool = False
-    promise: Promise = field(default_factory=Promise)
+    promise: Outcome = field(default_factory=Promise)
     acks: list[Ack] = field(default_factory=list)
 
     @property

@@ -15,6 +15,7 @@ from ..errors import AgentFenced, Closed, WalUnavailable
 from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
 from ._wire import LoopClosed, Unsettled
+from .arrival import Arrival
 from .delivery import BURIAL_LANE, Delivery
 from .futures import Futures
 from .lane import Entry, Lane, LaneName, Thread, Ticket, holding, lane_name, who
@@ -82,41 +83,65 @@ class Log:
         Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; these records were
         not sent. ``unknown``: they were sent before, without an answer.
         """
+        entries = self.entries(ticket, records, deadline, unknown=unknown)
+        while not self.offer(entries):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _no_room(ticket, unknown=unknown)
+            self._connection.wire.wait_for_room(min(left, _ROOM_SECONDS))
+
+    def entries(
+        self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False
+    ) -> list[Entry]:
+        """Records of a call, ready to be handed over. Raises ``RecordTooLarge``."""
         pair = self._lane(ticket.name).subjects
         subjects, max_payload = self._stream.subjects, self._connection.max_payload
         entries = []
-        size = 0
         for record in records:
             subject = pair[record.kind == Kind.CHECKPOINT]
             entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
             entry.unknown = unknown
-            size += entry.size
             entries.append(entry)
         ticket.deadline = deadline
-        while not self._hand_over(entries, size):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WalUnavailable(
-                    f"{who(ticket.name)}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait "
-                    "for PubAcks and none came before the deadline; call again later",
-                    outcome="unknown" if unknown else "not_written",
-                )
-            self._connection.wire.wait_for_room(min(left, _ROOM_SECONDS))
+        return entries
+
+    def offer(self, entries: list[Entry]) -> bool:
+        """Hand them over, unless too much is waiting."""
+        return self._hand_over(entries, sum(entry.size for entry in entries))
 
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
-        seconds = max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS
         try:
-            acks: list[Ack] = ticket.promise.wait(seconds)
+            acks: list[Ack] = ticket.promise.wait(_patience(ticket))
             return acks
         except TimeoutError as error:
-            raise WalUnavailable(
-                f"{who(ticket.name)}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
-                "written, call again with the same id",
-                outcome="unknown",
-            ) from error
+            raise _no_answer(ticket) from error
         finally:
             ticket.promise.give_up()  # After Ctrl-C: what was not sent yet is not sent any more.
+
+    # ---- from a loop of the user's, which is never blocked
+
+    async def room(self, ticket: Ticket) -> None:
+        """Return when it is worth while to offer again. Raises ``WalUnavailable`` at the ticket's deadline."""
+        left = ticket.deadline - time.monotonic()
+        if left <= 0:
+            raise _no_room(ticket)
+        wire, room = self._connection.wire, Arrival()
+        if wire.when_room(room.set):
+            try:
+                await room.wait(left)
+            except TimeoutError:
+                raise _no_room(ticket) from None
+            finally:
+                wire.forget_room(room.set)
+
+    async def awaited(self, ticket: Ticket) -> list[Ack]:
+        """As :meth:`wait`; a cancelled call gives its records up."""
+        try:
+            acks: list[Ack] = await ticket.promise.wait(_patience(ticket))
+            return acks
+        except TimeoutError as error:
+            raise _no_answer(ticket) from error
 
     def drained(self, deadline: float) -> bool:
         """Wait until every call has its PubAck or its error; False at the deadline."""
@@ -146,7 +171,11 @@ class Log:
         lane = self._lane(entries[0].ticket.name)
         records = 0 if lane.name == BURIAL_LANE else len(entries)
         try:
-            return self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))
+            while not (taken := self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))):
+                if not lane.turn.retired:
+                    break
+                lane = self._lane(lane.name)  # it was forgotten just now
+            return taken
         except LoopClosed:
             self._refuse(lane, entries)
             return True
@@ -315,6 +344,26 @@ class Log:
             lane.queue.clear()
             self._refuse(lane, left)
         self._futures.close()
+
+
+def _patience(ticket: Ticket) -> float:
+    return max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS
+
+
+def _no_room(ticket: Ticket, *, unknown: bool = False) -> WalUnavailable:
+    return WalUnavailable(
+        f"{who(ticket.name)}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait for PubAcks "
+        "and none came before the deadline; call again later",
+        outcome="unknown" if unknown else "not_written",
+    )
+
+
+def _no_answer(ticket: Ticket) -> WalUnavailable:
+    return WalUnavailable(
+        f"{who(ticket.name)}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be written, call "
+        "again with the same id",
+        outcome="unknown",
+    )
 
 
 def _closed(entry: Entry) -> Closed:
