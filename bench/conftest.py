@@ -18,6 +18,7 @@ from tests.fixtures.nats import NatsServer
 from tests.fixtures.proxy import Proxy
 
 from .chart import draw
+from .postgres import Postgres
 from .report import Report
 from .sides import Database
 
@@ -41,7 +42,9 @@ def report() -> Report:
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """nats-server with default settings."""
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
-        _report.facts["nats-server"] = f"{server.info['version']}, one server, file storage, loopback TCP"
+        _report.facts["nats-server"] = (
+            f"{server.info['version']}, one server, file storage, sync_interval 2m (default), loopback TCP"
+        )
         yield server
 
 
@@ -68,6 +71,16 @@ def binlog_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB
     options = ("--innodb-buffer-pool-size=128M", "--innodb-log-file-size=96M", "--log-bin=binlog", "--sync-binlog=1")
     with MariaDB(directory, *options, "--server-id=1", "--binlog-format=ROW") as server:
         _note_mariadb("MariaDB with binlog", server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL with its default durability."""
+    with Postgres() as server:
+        names = ("fsync", "synchronous_commit", "wal_sync_method", "shared_buffers")
+        settings = ", ".join(f"{name}={server.setting(name)}" for name in names)
+        _report.facts["PostgreSQL"] = f"{server.setting('server_version')}, {settings}, loopback TCP"
         yield server
 
 
