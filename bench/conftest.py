@@ -24,7 +24,16 @@ from .sides import Database
 
 HOP_SECONDS = 0.0005
 """Round trip that the delaying proxy adds."""
-_FIRST = ("test_latency", "test_threads", "test_pipelined", "test_busy_writer", "test_drain", "test_reading")
+_FIRST = (
+    "test_latency",
+    "test_checkpointers",
+    "test_steps",
+    "test_threads",
+    "test_pipelined",
+    "test_busy_writer",
+    "test_drain",
+    "test_reading",
+)
 
 _report = Report()
 
@@ -107,6 +116,11 @@ def database(server: MariaDB) -> Database:
     return Database(server.port, USER, server.password)
 
 
+def versions(*names: str) -> str:
+    """Installed versions of packages, for the report."""
+    return ", ".join(f"{name} {version(name)}" for name in names)
+
+
 def _round_trip(where: Database) -> float:
     connection = where.connect()
     taken = []
@@ -146,11 +160,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    names = ("skialith", "nats-py", "uvloop", "mysqlclient")
     machine = f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()} {platform.machine()}"
-    _report.facts["versions"] = ", ".join(
-        [f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in names)]
-    )
+    ours = versions("skialith", "nats-py", "uvloop", "mysqlclient")
+    _report.facts["versions"] = f"Python {platform.python_version()}, {ours}"
     _report.facts["machine"] = machine
 
 

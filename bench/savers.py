@@ -37,16 +37,15 @@ def skialith(nats_url: str, database_url: str, writer: str) -> Iterator[Opened]:
         "wal_bytes": 2**30,
     }
 
-    def settle() -> None:
-        with SkialithAgent("settles", **settings) as agent, SkialithAgent("writes", **{**settings, "writer": "on"}):
-            agent.flush(FLUSH_SECONDS)
+    with SkialithAgent("first", **{**settings, "writer": "on"}):
+        pass  # makes the tables
+    with SkialithCheckpointer(**settings) as saver:
 
-    settle()  # makes the tables
-    saver = SkialithCheckpointer(**settings)
-    try:
+        def settle() -> None:
+            with SkialithAgent("writes", **{**settings, "writer": "on"}):
+                saver.flush(FLUSH_SECONDS)
+
         yield Opened(saver, settle)
-    finally:
-        saver.close()
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer
 
 from .child import Child
+from .conftest import versions
 from .graph_run import GraphRun, Shape
 from .measure import BLOCK_WARM_UP, FEW_ROUNDS, Samples, collect, scaled
 from .postgres import Postgres
@@ -35,6 +36,15 @@ from .savers import WAYS, Opened
 SHORT, LONG = 10, 1000
 BLOCK = 50
 BLOCKS = scaled(2, least=1)
+
+PACKAGES = (
+    "langgraph-checkpoint",
+    "langgraph-checkpoint-postgres",
+    "langgraph-checkpoint-mysql",
+    "langgraph-checkpoint-sqlite",
+    "psycopg",
+    "PyMySQL",
+)
 
 OURS = "SkialithCheckpointer"
 SKIALITH, BUSY, SYNCED = f"{OURS}, writer off", f"{OURS}, writer on", f"{OURS}, sync_interval: always"
@@ -183,6 +193,7 @@ def children(
             opened[name].run(open_side, *where)
             opened[name].run(fill)
         report.facts["SqliteSaver"] = opened[SQLITE].run(sqlite_settings)
+        report.facts["savers"] = versions(*PACKAGES)
         yield opened
         for child in opened.values():
             child.run(close_side)

@@ -22,6 +22,7 @@ from skialith import SkialithAgent
 from tests.fixtures.nats import NatsServer
 
 from .child import Child
+from .conftest import versions
 from .measure import BLOCK, BLOCK_WARM_UP, ROUNDS, Call, Samples, collect, scaled, timed
 from .postgres import Postgres
 from .report import NO_SYNC, SQLITE_FULL, SYNC_ALWAYS, WAL_SYNCED, Report
@@ -128,6 +129,7 @@ def test_steps(
         ours, dbos_postgres, dbos_sqlite = (stack.enter_context(Child()) for _ in range(3))
         ours.run(open_skialith, nats.url, synced_nats.url)
         dbos_postgres.run(open_dbos, postgres.url("dbos"))
+        report.facts["DBOS"] = versions("dbos", "SQLAlchemy", "psycopg")
         report.facts["DBOS on SQLite"] = dbos_sqlite.run(open_dbos, f"sqlite:///{tmp_path / 'dbos.db'}")
         sides: dict[str, Callable[[], list[float]]] = {
             **{name: partial(ours.run, skialith_block, name) for name in (STEP, SAVE, SYNCED_STEP)},
