@@ -36,7 +36,7 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 chaos: .venv/.ready-dev asan  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
 
-bench: .venv/.ready-dev  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
+bench: .venv/.ready-bench  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
 	@mkdir -p .benchmarks
 	@$(PYTEST) bench --benchmark-json=.benchmarks/bench.json --chart=.benchmarks/bench.svg
 
@@ -54,3 +54,6 @@ clean:  ## remove what was built, .venv included; data in .skialith stays
 
 .venv/.ready-dev: $(SOURCES)
 	@scripts/setup.sh dev
+
+.venv/.ready-bench: $(SOURCES)
+	@scripts/setup.sh bench

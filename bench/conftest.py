@@ -18,12 +18,22 @@ from tests.fixtures.nats import NatsServer
 from tests.fixtures.proxy import Proxy
 
 from .chart import draw
+from .postgres import Postgres
 from .report import Report
 from .sides import Database
 
 HOP_SECONDS = 0.0005
 """Round trip that the delaying proxy adds."""
-_FIRST = ("test_latency", "test_threads", "test_pipelined", "test_busy_writer", "test_drain", "test_reading")
+_FIRST = (
+    "test_latency",
+    "test_checkpointers",
+    "test_steps",
+    "test_threads",
+    "test_pipelined",
+    "test_busy_writer",
+    "test_drain",
+    "test_reading",
+)
 
 _report = Report()
 
@@ -41,7 +51,9 @@ def report() -> Report:
 def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
     """nats-server with default settings."""
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
-        _report.facts["nats-server"] = f"{server.info['version']}, one server, file storage, loopback TCP"
+        _report.facts["nats-server"] = (
+            f"{server.info['version']}, one server, file storage, sync_interval 2m (default), loopback TCP"
+        )
         yield server
 
 
@@ -72,6 +84,16 @@ def binlog_mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL with its default durability."""
+    with Postgres() as server:
+        names = ("fsync", "synchronous_commit", "wal_sync_method", "shared_buffers")
+        settings = ", ".join(f"{name}={server.setting(name)}" for name in names)
+        _report.facts["PostgreSQL"] = f"{server.setting('server_version')}, {settings}, loopback TCP"
+        yield server
+
+
+@pytest.fixture(scope="session")
 def distant_mariadb(mariadb: MariaDB) -> Iterator[Database]:
     """The first MariaDB behind a proxy that adds half a millisecond of round trip; the delay is fitted to what is measured."""
     with Proxy("127.0.0.1", mariadb.port) as proxy:
@@ -92,6 +114,11 @@ def distant_mariadb(mariadb: MariaDB) -> Iterator[Database]:
 def database(server: MariaDB) -> Database:
     """Where a server listens."""
     return Database(server.port, USER, server.password)
+
+
+def versions(*names: str) -> str:
+    """Installed versions of packages, for the report."""
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def _round_trip(where: Database) -> float:
@@ -133,11 +160,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    names = ("skialith", "nats-py", "uvloop", "mysqlclient")
     machine = f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()} {platform.machine()}"
-    _report.facts["versions"] = ", ".join(
-        [f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in names)]
-    )
+    ours = versions("skialith", "nats-py", "uvloop", "mysqlclient")
+    _report.facts["versions"] = f"Python {platform.python_version()}, {ours}"
     _report.facts["machine"] = machine
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prepares .venv for "make demo" (setup.sh demo) or for everything else (setup.sh dev), and the system packages both need.
+# Prepares .venv, and the system packages it needs: for "make demo" (setup.sh demo), for "make bench" (setup.sh bench) or for
+# everything else (setup.sh dev).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,6 +58,10 @@ check_mariadb() {
 
 check_redis() {
     command -v redis-server >/dev/null || need redis-server
+}
+
+check_postgres() {
+    command -v postgres >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || need postgresql
 }
 
 install_missing() {
@@ -122,7 +127,12 @@ dev)
     check_mariadb
     check_redis
     ;;
-*) fail "usage: scripts/setup.sh demo|dev" ;;
+bench)
+    check_mariadb
+    check_redis
+    check_postgres
+    ;;
+*) fail "usage: scripts/setup.sh demo|dev|bench" ;;
 esac
 install_missing
 make_venv
@@ -134,6 +144,10 @@ demo)
 dev)
     install_skialith all,dev
     touch .venv/.ready-demo
+    ;;
+bench)
+    install_skialith all,dev,bench
+    touch .venv/.ready-demo .venv/.ready-dev
     ;;
 esac
 touch ".venv/.ready-$mode"
