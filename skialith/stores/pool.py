@@ -24,7 +24,8 @@ C = TypeVar("C")
 
 
 class _State(Generic[C]):
-    """The connections of one process: ``idle`` ones, ``users`` (threads that have one or are about to), all ``open`` ones."""
+    """The connections of one process: ``idle`` ones, ``users`` (threads that have one or are about to), all ``open`` ones,
+    and when each was ``used`` last."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -32,6 +33,7 @@ class _State(Generic[C]):
         self.idle: list[C] = []
         self.users: list[int] = []
         self.open: dict[int, C] = {}
+        self.used: dict[int, float] = {}
         self.forking = False
 
 
@@ -65,16 +67,16 @@ class Pool(Generic[C]):
         _pools.add(self)
 
     @contextmanager
-    def connection(self) -> Iterator[C]:
+    def connection(self, trusted: float = 0.0) -> Iterator[C]:
         """One connection for the block; closed after any error in the block, otherwise kept for the next caller.
 
-        Raises ``StoreUnavailable`` when the pool is closed or no connection becomes free in time, or what ``connect`` raises.
+        ``trusted``: an idle one that was used in the last so many seconds is not asked whether it is alive. Raises ``StoreUnavailable`` when the pool is closed or no connection becomes free in time, or what ``connect`` raises.
         """
         state = self._current()
         idle = self._enter(state)
         connection: C | None = None
         try:
-            connection = self._open(state, idle)
+            connection = self._open(state, idle, trusted)
             yield connection
         except BaseException:
             # A child that was forked in the midst of the block leaves everything as it is.
@@ -156,9 +158,9 @@ class Pool(Generic[C]):
             state.users.append(threading.get_ident())
             return state.idle.pop() if state.idle else None
 
-    def _open(self, state: _State[C], idle: C | None) -> C:
+    def _open(self, state: _State[C], idle: C | None, trusted: float) -> C:
         if idle is not None:
-            if self._alive(idle):
+            if time.monotonic() - state.used.get(id(idle), 0.0) < trusted or self._alive(idle):
                 return idle
             self._end(state, idle)
         connection = self._connect()
@@ -169,6 +171,7 @@ class Pool(Generic[C]):
         with state.changed:
             if connection is not None and not self._closed:
                 state.idle.append(connection)
+                state.used[id(connection)] = time.monotonic()
             elif connection is not None:
                 self._end(state, connection)
             state.users.remove(threading.get_ident())
@@ -176,6 +179,7 @@ class Pool(Generic[C]):
 
     def _end(self, state: _State[C], connection: C) -> None:
         state.open.pop(id(connection), None)
+        state.used.pop(id(connection), None)
         with suppress(Exception):
             self._close(connection)
 
