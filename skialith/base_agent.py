@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -12,7 +11,7 @@ from . import _fastpath, payloads
 from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id
 from .errors import BatchFailed, BodyMissing, InvalidArgument, SkialithError
 from .history import Entry
-from .records import NOWHERE, Ack, AgentState, Codec, Event, Kind, Position, Record
+from .records import NOWHERE, Ack, AgentState, Codec, Event, Kind, Position, Record, unique_key
 
 _MAX_STEP = 2**63 - 1
 
@@ -60,7 +59,7 @@ class BaseAgent:
             self._config.namespace,
             self._agent_id,
             "",
-            secrets.token_bytes(16),
+            unique_key(),
             step,
             "",
             _now_us(),

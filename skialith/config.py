@@ -175,6 +175,8 @@ HISTORY_PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of one page of ``history()`` from the database; one record at least."""
 GRAPH_PAGE_CHECKPOINTS = 50
 """Checkpoints of a graph that are read at once from the database."""
+GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
+"""Channel values over this are compressed with zstd when that makes them smaller; below, compressing costs more time than sending."""
 GRAPH_KNOWN_VALUES = 100_000
 """Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
 GRAPH_DROPS_PER_RECORD = 1000

@@ -6,10 +6,10 @@ with the greatest position made of it, so any number of writers may apply them i
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple, TypeAlias
 
@@ -17,12 +17,13 @@ import ormsgpack
 import zstandard
 
 from . import payloads
-from .config import COMPRESS_ABOVE_BYTES, MAX_ID_CHARACTERS
+from .config import GRAPH_COMPRESS_ABOVE_BYTES, MAX_ID_CHARACTERS
 from .errors import InvalidArgument, RecordTooLarge
-from .records import NOWHERE, Codec, Kind, Position, Record
+from .records import NOWHERE, Codec, Kind, Position, Record, unique_key
 
 KEY_BYTES = 16
 _PREFIX_CHARACTERS = 200
+_CACHED_KEYS = 1024
 
 
 class Typed(NamedTuple):
@@ -97,18 +98,17 @@ _NAMES = {Put: PUT, PutWrites: "put_writes", Delete: "delete", Drop: "drop"}
 
 
 def _hash(kind: bytes, *parts: bytes) -> bytes:
-    digest = blake2b(digest_size=KEY_BYTES, person=kind)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()
+    sizes = b"".join([len(part).to_bytes(8, "big") for part in parts])
+    return blake2b(sizes + b"".join(parts), digest_size=KEY_BYTES, person=kind).digest()
 
 
+@lru_cache(maxsize=_CACHED_KEYS)
 def thread_key(namespace: str, thread_id: str) -> bytes:
     """Identity of a thread in the tables."""
     return _hash(b"thread", namespace.encode(), thread_id.encode())
 
 
+@lru_cache(maxsize=_CACHED_KEYS)
 def ns_key(thread: bytes, checkpoint_ns: str) -> bytes:
     """Identity of one checkpoint namespace of a thread (its key)."""
     return _hash(b"ns", thread, checkpoint_ns.encode())
@@ -151,7 +151,7 @@ def split_refs(refs: bytes) -> list[bytes]:
 
 def typed(form: str, data: bytes) -> Typed:
     """A serialized value, compressed if it is large and that makes it smaller."""
-    if len(data) > COMPRESS_ABOVE_BYTES:
+    if len(data) > GRAPH_COMPRESS_ABOVE_BYTES:
         smaller = zstandard.ZstdCompressor(level=payloads.COMPRESSION_LEVEL).compress(data)
         if len(smaller) < len(data):
             return Typed(form, int(Codec.ZSTD_MSGPACK), smaller)
@@ -188,7 +188,7 @@ def record(namespace: str, operation: Operation, limit: int) -> Record:
         namespace,
         thread_name(operation.thread_id),
         record_id,
-        secrets.token_bytes(KEY_BYTES),
+        unique_key(),
         0,
         _NAMES[type(operation)],
         time.time_ns() // 1000,

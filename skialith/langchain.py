@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from asyncio import _get_running_loop  # without an exception where there is none
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from .errors import Closed, InvalidArgument
 from .graph_past import Filled, Past
 from .graphs import Delete, Drop, Operation, Put, blob_id, split_refs
 from .langchain_codec import Codec, KnownValues, config_of, place_of, thread_id_of
-from .records import Record
+from .records import Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
 
@@ -354,7 +353,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - LangGraph's signature
         """A version greater than ``current`` that no other branch of the thread makes: a number and something random."""
         number = 0 if current is None else int(str(current).split(".")[0])
-        return f"{number + 1:032d}.{secrets.token_hex(8)}"
+        return f"{number + 1:032d}.{unique_key().hex()}"
 
     def flush(self, timeout: float | None = None) -> int:
         """Wait until all that this process appended is STORED, as :meth:`skialith.SkialithAgent.flush`."""
