@@ -137,6 +137,8 @@ PAYLOAD_PART_BYTES = 1024 * 1024
 """Payloads over this are stored in parts of this size in ``payload_parts``."""
 DATABASE_CONNECT_SECONDS = 5
 """Connect timeout of the database driver."""
+DATABASE_FRESH_SECONDS = 1.0
+"""How long an idle connection is taken to be alive since it answered last; later it is asked before it is used."""
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
 DATABASE_LOCK_SECONDS = 10

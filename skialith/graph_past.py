@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from operator import itemgetter
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from . import graphs
 from .config import GRAPH_PAGE_CHECKPOINTS
@@ -28,9 +28,7 @@ from .graphs import (
     thread_name,
 )
 from .records import NOWHERE, Position, Record
-from .stores.base import Cell, Scope
-
-T = TypeVar("T")
+from .stores.base import Cell, Graphs, Scope
 
 
 class ThreadLog(Protocol):
@@ -40,40 +38,35 @@ class ThreadLog(Protocol):
 
 
 class ThreadStore(Protocol):
-    """What is read of the database; see ``stores.base.Store``."""
+    """What is read of the database."""
 
-    def graph_cells(
-        self, scope: Scope, before: tuple[str, bytes] | None, limit: int, run_keys: Sequence[bytes] = ()
-    ) -> list[Cell]: ...
-    def graph_cell(self, key: bytes) -> Cell | None: ...
-    def graph_blobs(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Position, Typed]]: ...
-    def graph_writes(self, namespace: str, cell_keys: Sequence[bytes]) -> list[Record]: ...
-    def graph_ends(
-        self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
-    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]: ...
-    def graph_dead(self, namespace: str, thread_name: str | None) -> list[Record]: ...
+    def graphs(self, namespace: str) -> AbstractContextManager[Graphs]: ...
+
+
+class _Nothing:
+    """The tables of a database in which nothing was stored yet."""
+
+    def cells(self, *_: object, **__: object) -> list[Cell]:
+        return []
+
+    def cell(self, *_: object) -> Cell | None:
+        return None
+
+    def contents(self, *_: object) -> tuple[dict[bytes, tuple[Position, Typed]], list[Record]]:
+        return {}, []
+
+    def ends(self, *_: object) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
+        return {}, {}
+
+    def dead(self, *_: object) -> list[Record]:
+        return []
 
 
 class NoThreads:
     """Stands for the database of a log of which nothing was stored yet."""
 
-    def graph_cells(self, *_: object, **__: object) -> list[Cell]:
-        return []
-
-    def graph_cell(self, *_: object) -> Cell | None:
-        return None
-
-    def graph_blobs(self, *_: object) -> dict[bytes, tuple[Position, Typed]]:
-        return {}
-
-    def graph_writes(self, *_: object) -> list[Record]:
-        return []
-
-    def graph_ends(self, *_: object) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
-        return {}, {}
-
-    def graph_dead(self, *_: object) -> list[Record]:
-        return []
+    def graphs(self, namespace: str) -> AbstractContextManager[Graphs]:  # noqa: ARG002 - as a store has it
+        return nullcontext(_Nothing())
 
 
 @dataclass(slots=True)
@@ -101,23 +94,30 @@ class Past:
         """``thread_id``: None for all threads. Raises ``WalUnavailable``."""
         self._namespace = namespace
         self._thread_id = thread_id
-        name = None if thread_id is None else thread_name(thread_id)
-        logged = wal.operations(name, time.monotonic() + timeout)
+        self._store = store
+        self._name = None if thread_id is None else thread_name(thread_id)
+        logged = wal.operations(self._name, time.monotonic() + timeout)
         self._whole = logged.whole
-        self._down: StoreUnavailable | None = None
-        self._store: ThreadStore = NoThreads()
-        dead = logged.dead
-        try:
-            self._store = store()
-            dead = [*dead, *self._store.graph_dead(namespace, name)]
-        except StoreUnavailable as error:
-            self._down = error
+        self._dead = logged.dead
         self._view = Changes(namespace)
         self._note(logged.live)
-        if dead:
-            self._note_dead(dead)
-        self._view.forget_before(self._view.deleted)
-        self._forget_writes()
+        self._settle()
+        self._tables: Graphs | None = None
+        self._down: StoreUnavailable | None = None
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Ask the database over one connection in this block. One that does not answer is met by the first question."""
+        with ExitStack() as stack:
+            try:
+                self._tables = stack.enter_context(self._store().graphs(self._namespace))
+                self._note_dead(self._tables)
+            except StoreUnavailable as error:
+                self._down, self._tables = error, None
+            try:
+                yield
+            finally:
+                self._tables = None
 
     def _note(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -127,36 +127,44 @@ class Past:
             except ValueError:
                 continue  # the writer makes a dead letter of it
 
-    def _note_dead(self, dead: Iterable[Record]) -> None:
+    def _note_dead(self, tables: Graphs) -> None:
         """A dead letter may be older than what the database did since, which no longer stands in the log."""
-        if self._down is not None:
-            self._whole = False
+        dead = [*self._dead, *tables.dead(self._name)]
+        if not dead:
             return
         self._note(dead)
         view = self._view
         cells = {*view.cells, *(pending.cell for pending in view.writes.values())}
-        deleted, changed = self._store.graph_ends(list(view.threads), list(cells))
+        deleted, changed = tables.ends(list(view.threads), list(cells))
         for thread, position in deleted.items():
             view.deleted[thread] = max(position, view.deleted.get(thread, NOWHERE))
-        view.cells = {key: c for key, c in view.cells.items() if key not in changed or c.position >= changed[key]}
+        view.cells = {key: cell for key, cell in view.cells.items() if cell.position >= changed.get(key, NOWHERE)}
+        self._settle()
 
-    def _forget_writes(self) -> None:
-        """Leave out what was pending at a checkpoint before it was deleted."""
-        ends = {key: cell.position for key, cell in self._view.cells.items() if cell.put is None}
-        self._view.writes = {
+    def _settle(self) -> None:
+        """Leave out what came before its thread or its checkpoint was deleted."""
+        view = self._view
+        view.forget_before(view.deleted)
+        ends = {key: cell.position for key, cell in view.cells.items() if cell.put is None}
+        view.writes = {
             key: pending
-            for key, pending in self._view.writes.items()
+            for key, pending in view.writes.items()
             if pending.cell not in ends or ends[pending.cell] < pending.record.position
         }
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        """An answer of the database. Raises ``StoreUnavailable`` if it does not answer."""
-        if self._down is not None:
+    @property
+    def _sure(self) -> bool:
+        """Whether what the log says needs no database to be believed."""
+        return self._whole and not self._dead
+
+    def _ask(self) -> Graphs:
+        """The database's tables. Raises ``StoreUnavailable`` if it does not answer; only within :meth:`look`."""
+        if self._tables is None:
             raise StoreUnavailable(
                 f"{self._what()}: the log alone cannot tell, and the database does not answer ({self._down}); nothing is lost, "
                 "call again when the database is back"
             ) from self._down
-        return question()
+        return self._tables
 
     def _what(self) -> str:
         return "threads" if self._thread_id is None else f"thread {self._thread_id!r}"
@@ -169,9 +177,9 @@ class Past:
         key = cell_key(ns, checkpoint_id)
         seen = self._view.cells.get(key)
         try:
-            row = self._ask(lambda: self._store.graph_cell(key))
+            row = self._ask().cell(key)
         except StoreUnavailable:
-            if seen is None or not self._whole:
+            if seen is None or not self._sure:
                 raise
             return seen.put
         if row is not None and self._stands(row):
@@ -186,7 +194,7 @@ class Past:
             rows = self._rows(("ns_key", ns), None, 1)
             row = next(rows, None)
         except StoreUnavailable:
-            if seen is None or not self._whole:
+            if seen is None or not self._sure:
                 raise
             return seen.put
         if seen is None or (row is not None and row.put.checkpoint_id >= seen.checkpoint_id):
@@ -229,7 +237,7 @@ class Past:
     ) -> Iterator[Cell]:
         """Rows that still stand beside what the log says, the greatest ids first."""
         while True:
-            rows = self._ask(partial(self._store.graph_cells, scope, before, page, run_keys))
+            rows = self._ask().cells(scope, before, page, run_keys)
             for row in rows:
                 if self._stands(row):
                     yield row
@@ -256,45 +264,43 @@ class Past:
             ns = ns_key(thread_key(self._namespace, put.thread_id), put.checkpoint_ns)
             ids = [blob for blob in split_refs(put.refs) if only is None or blob in only]
             wanted.append((cell_key(ns, put.checkpoint_id), {blob: blob_key(ns, blob) for blob in ids}))
-        values = self._values({key for _, blobs in wanted for key in blobs.values()})
-        writes = self._writes([cell for cell, _ in wanted])
+        values, writes = self._contents(
+            [cell for cell, _ in wanted], {key for _, blobs in wanted for key in blobs.values()}
+        )
         return [
             Filled(put, {blob: values[key] for blob, key in blobs.items() if key in values}, writes.get(cell, []))
             for put, (cell, blobs) in zip(puts, wanted, strict=True)
         ]
 
-    def _values(self, keys: set[bytes]) -> dict[bytes, Typed]:
-        seen = self._view.blobs
-        found = {key: blob.value for key in keys if (blob := seen.get(key)) is not None and blob.value is not None}
-        if missing := sorted(keys - found.keys()):
-            for key, (position, value) in self._ask(lambda: self._store.graph_blobs(missing)).items():
-                if key not in seen or seen[key].position < position:
-                    found[key] = value
-        return found
-
-    def _writes(self, cells: Sequence[bytes]) -> dict[bytes, list[PutWrites]]:
+    def _contents(
+        self, cells: Sequence[bytes], blobs: set[bytes]
+    ) -> tuple[dict[bytes, Typed], dict[bytes, list[PutWrites]]]:
         view = self._view
+        values = {key: view.blobs[key].value for key in blobs if key in view.blobs}
+        found = {key: value for key, value in values.items() if value is not None}
+        pending = [(p.record.position, p.cell, p.writes) for p in view.writes.values() if p.cell in set(cells)]
         # What stands in the log of a checkpoint that stands there is all there is.
-        asked = [cell for cell in cells if self._down is None or cell not in view.cells]
-        found: list[tuple[Position, bytes, PutWrites]] = []
-        if asked:
-            for record in self._ask(lambda: self._store.graph_writes(self._namespace, asked)):
-                writes = operation(record)
-                if isinstance(writes, PutWrites) and record.key not in view.writes:
-                    thread = thread_key(self._namespace, writes.thread_id)
-                    if record.position > view.deleted.get(thread, NOWHERE):
-                        ns = ns_key(thread, writes.checkpoint_ns)
-                        found.append((record.position, cell_key(ns, writes.checkpoint_id), writes))
-        wanted = set(cells)
-        found.extend(
-            (pending.record.position, pending.cell, pending.writes)
-            for pending in view.writes.values()
-            if pending.cell in wanted
-        )
-        by_cell: dict[bytes, list[PutWrites]] = {}
-        for _, cell, writes in sorted(found, key=itemgetter(0)):
-            by_cell.setdefault(cell, []).append(writes)
-        return by_cell
+        unseen = [cell for cell in cells if self._tables is not None or cell not in view.cells]
+        if unseen or len(found) < len(blobs):
+            rows, records = self._ask().contents(unseen, sorted(blobs - found.keys()))
+            for key, (position, value) in rows.items():
+                if key not in view.blobs or view.blobs[key].position < position:
+                    found[key] = value
+            pending += [each for each in map(self._pending, records) if each is not None]
+        writes: dict[bytes, list[PutWrites]] = {}
+        for _, cell, each in sorted(pending, key=itemgetter(0)):
+            writes.setdefault(cell, []).append(each)
+        return found, writes
+
+    def _pending(self, record: Record) -> tuple[Position, bytes, PutWrites] | None:
+        """A row of writes that still stands beside what the log says."""
+        writes = operation(record)
+        if not isinstance(writes, PutWrites) or record.key in self._view.writes:
+            return None
+        thread = thread_key(self._namespace, writes.thread_id)
+        if record.position <= self._view.deleted.get(thread, NOWHERE):
+            return None
+        return record.position, cell_key(ns_key(thread, writes.checkpoint_ns), writes.checkpoint_id), writes
 
 
 def _id_of(cell: graphs.Cell) -> str:

@@ -106,10 +106,11 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         for _ in range(_LOOKS):
             past = engine.thread(place.thread_id)
             ns = place.checkpoint_ns or ""
-            put = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
-            if put is None:
-                return None
-            (found,) = past.fill([put])
+            with past.look():
+                put = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
+                if put is None:
+                    return None
+                (found,) = past.fill([put])
             if len(found.values) == len(put.refs) // graphs.KEY_BYTES:
                 self._after(put)
                 break
@@ -147,8 +148,12 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         if wanted:
             puts = (put for put in puts if _matches(codec.metadata(put), wanted))
         puts = islice(puts, None if limit is None else max(0, limit))
-        while page := [*islice(puts, GRAPH_PAGE_CHECKPOINTS)]:
-            yield [codec.checkpoint_tuple(found) for found in past.fill(page)]
+        while True:
+            with past.look():
+                page = past.fill([*islice(puts, GRAPH_PAGE_CHECKPOINTS)])
+            if not page:
+                return
+            yield [codec.checkpoint_tuple(found) for found in page]
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -159,25 +164,20 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
             return history
         place = place_of(config)
         past, ns, codec = self._door.open().thread(place.thread_id), place.checkpoint_ns or "", self._codec
-        target = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
         left = set(channels)
-        ancestors = iter(()) if target is None else _ancestors(past, target)
-        while left and (page := [*islice(ancestors, GRAPH_PAGE_CHECKPOINTS)]):
-            ids: dict[tuple[str, str], bytes] = {}
-            for put in page:
-                versions = codec.checkpoint(put)["channel_versions"]
-                ids.update(((put.checkpoint_id, c), blob_id(c, versions[c])) for c in left if c in versions)
-            for found in past.fill(page, set(ids.values())):
-                put = found.put
-                for write in reversed(codec.pending(put, found.writes, left)):
-                    history[write[1]]["writes"].append(write)
-                for channel in [*left]:
-                    seed = found.values.get(ids.get((put.checkpoint_id, channel), b""))
-                    if seed is not None:
-                        history[channel]["seed"] = codec.value(put, channel, seed)
-                        left.discard(channel)
-        for found_writes in history.values():
-            found_writes["writes"].reverse()
+        with past.look():
+            target = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
+            ancestors = iter(()) if target is None else _ancestors(past, target)
+            while left and (page := [*islice(ancestors, GRAPH_PAGE_CHECKPOINTS)]):
+                for found, ids in _with_values(past, codec, page, left):
+                    for write in reversed(codec.pending(found.put, found.writes, left)):
+                        history[write[1]]["writes"].append(write)
+                    for channel, blob in ids.items():
+                        if channel in left and blob in found.values:
+                            history[channel]["seed"] = codec.value(found.put, channel, found.values[blob])
+                            left.discard(channel)
+        for each in history.values():
+            each["writes"].reverse()
         return history
 
     # ---- deleting and copying
@@ -194,12 +194,11 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
             return
         engine = self._door.open()
         doomed: dict[str, list[Put]] = {}
-        for put in engine.thread(None).all(run_keys=[graphs.run_key(str(run_id)) for run_id in run_ids]):
+        for put in _all(engine.thread(None), [graphs.run_key(str(run_id)) for run_id in run_ids]):
             doomed.setdefault(put.thread_id, []).append(put)
         for thread_id, puts in doomed.items():
             gone = {(put.checkpoint_ns, put.checkpoint_id) for put in puts}
-            everything = [*engine.thread(thread_id).all()]
-            self._drop(engine, thread_id, everything, gone)
+            self._drop(engine, thread_id, _all(engine.thread(thread_id)), gone)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """End old checkpoints; returns at DURABLE.
@@ -215,7 +214,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
                 self.delete_thread(thread_id)
                 continue
             engine = self._door.open()
-            everything = [*engine.thread(thread_id).all()]
+            everything = _all(engine.thread(thread_id))
             kept = self._kept(everything)
             gone = {(put.checkpoint_ns, put.checkpoint_id) for put in everything} - kept
             self._drop(engine, thread_id, everything, gone)
@@ -263,11 +262,13 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
             return
         engine = self._door.open()
         past = engine.thread(source)
-        oldest_first = [*past.all()][::-1]
+        oldest_first = _all(past)[::-1]
         sent: set[tuple[str, bytes]] = set()
         for start in range(0, len(oldest_first), GRAPH_PAGE_CHECKPOINTS):
             records: list[Record] = []
-            for found in past.fill(oldest_first[start : start + GRAPH_PAGE_CHECKPOINTS]):
+            with past.look():
+                page = past.fill(oldest_first[start : start + GRAPH_PAGE_CHECKPOINTS])
+            for found in page:
                 self._codec.checkpoint_tuple(found)  # refused here if a value is missing
                 new = {b: value for b, value in found.values.items() if (found.put.checkpoint_ns, b) not in sent}
                 sent.update((found.put.checkpoint_ns, blob) for blob in new)
@@ -384,6 +385,22 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
 
 def _matches(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(metadata.get(key) == value for key, value in wanted.items())
+
+
+def _all(past: Past, run_keys: Sequence[bytes] = ()) -> list[Put]:
+    with past.look():
+        return [*past.all(run_keys=run_keys)]
+
+
+def _with_values(
+    past: Past, codec: Codec, puts: Sequence[Put], channels: Iterable[str]
+) -> Iterator[tuple[Filled, dict[str, bytes]]]:
+    """Checkpoints with the values of some channels, and these channels' blob ids."""
+    ids: list[dict[str, bytes]] = []
+    for put in puts:
+        versions = codec.checkpoint(put)["channel_versions"]
+        ids.append({channel: blob_id(channel, versions[channel]) for channel in channels if channel in versions})
+    yield from zip(past.fill(puts, {blob for each in ids for blob in each.values()}), ids, strict=True)
 
 
 def _ancestors(past: Past, put: Put) -> Iterator[Put]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
-from ..graphs import Typed
 from ..records import DeadLetter, Kind, Position, Record, Trace
 from . import graph_read, graphs, read, rows
-from .base import AgentSummary, Cell, Counts, Scope
+from .base import AgentSummary, Counts
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
@@ -280,39 +279,11 @@ class SqlStore(ABC):
         with self.reading() as session:
             return graph_read.settled(session, record)
 
-    def graph_cells(
-        self, scope: Scope, before: tuple[str, bytes] | None, limit: int, run_keys: Sequence[bytes] = ()
-    ) -> list[Cell]:
-        """Checkpoints, the greatest ids first."""
+    @contextmanager
+    def graphs(self, namespace: str) -> Iterator[graph_read.GraphTables]:
+        """The threads of graphs, read over one connection."""
         with self.reading() as session:
-            return graph_read.cells(session, scope, before, limit, run_keys)
-
-    def graph_cell(self, key: bytes) -> Cell | None:
-        """One checkpoint, or None."""
-        with self.reading() as session:
-            return graph_read.cell(session, key)
-
-    def graph_blobs(self, keys: Sequence[bytes]) -> dict[bytes, tuple[Position, Typed]]:
-        """Channel values by key."""
-        with self.reading() as session:
-            return graph_read.blobs(session, keys)
-
-    def graph_writes(self, namespace: str, cell_keys: Sequence[bytes]) -> list[Record]:
-        """Pending writes, oldest first."""
-        with self.reading() as session:
-            return graph_read.writes(session, namespace, cell_keys)
-
-    def graph_ends(
-        self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
-    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
-        """Last deletions of threads, last changes of checkpoints."""
-        with self.reading() as session:
-            return graph_read.ends(session, thread_keys, cell_keys)
-
-    def graph_dead(self, namespace: str, thread_name: str | None) -> list[Record]:
-        """Operations that became dead letters."""
-        with self.reading() as session:
-            return graph_read.dead(session, namespace, thread_name)
+            yield graph_read.GraphTables(session, namespace)
 
 
 class _RollBack(Exception):
