@@ -55,8 +55,8 @@ class _Nothing:
     def contents(self, *_: object) -> tuple[dict[bytes, tuple[Position, Typed]], list[Record]]:
         return {}, []
 
-    def ends(self, *_: object) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
-        return {}, {}
+    def ends(self, *_: object) -> tuple[dict[bytes, Position], dict[bytes, Position], dict[bytes, Position]]:
+        return {}, {}, {}
 
     def dead(self, *_: object) -> list[Record]:
         return []
@@ -135,22 +135,18 @@ class Past:
         self._note(dead)
         view = self._view
         cells = {*view.cells, *(pending.cell for pending in view.writes.values())}
-        deleted, changed = tables.ends(list(view.threads), list(cells))
+        deleted, changed, ended = tables.ends(list(view.threads), list(cells))
         for thread, position in deleted.items():
             view.deleted[thread] = max(position, view.deleted.get(thread, NOWHERE))
         view.cells = {key: cell for key, cell in view.cells.items() if cell.position >= changed.get(key, NOWHERE)}
+        view.forget_pending_before(ended)
         self._settle()
 
     def _settle(self) -> None:
         """Leave out what came before its thread or its checkpoint was deleted."""
         view = self._view
         view.forget_before(view.deleted)
-        ends = {key: cell.position for key, cell in view.cells.items() if cell.put is None}
-        view.writes = {
-            key: pending
-            for key, pending in view.writes.items()
-            if pending.cell not in ends or ends[pending.cell] < pending.record.position
-        }
+        view.forget_pending_before({key: cell.ended for key, cell in view.cells.items()})
 
     @property
     def _sure(self) -> bool:
@@ -298,9 +294,11 @@ class Past:
         if not isinstance(writes, PutWrites) or record.key in self._view.writes:
             return None
         thread = thread_key(self._namespace, writes.thread_id)
-        if record.position <= self._view.deleted.get(thread, NOWHERE):
+        cell = cell_key(ns_key(thread, writes.checkpoint_ns), writes.checkpoint_id)
+        ended = self._view.cells[cell].ended if cell in self._view.cells else NOWHERE
+        if record.position <= max(ended, self._view.deleted.get(thread, NOWHERE)):
             return None
-        return record.position, cell_key(ns_key(thread, writes.checkpoint_ns), writes.checkpoint_id), writes
+        return record.position, cell, writes
 
 
 def _id_of(cell: graphs.Cell) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from operator import attrgetter
 from typing import NamedTuple, TypeAlias
 
 import ormsgpack
@@ -273,13 +274,17 @@ class Operations(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """What became of a checkpoint: its newest put (``blobs`` left out), or None if it is deleted. All keys are those of rows."""
+    """What became of a checkpoint: its newest put (``blobs`` left out), or None if it is deleted. All keys are those of rows.
+
+    ``ended``: its last deletion, after which it may have been put again; what was pending at it before went with that.
+    """
 
     position: Position
     thread: bytes
     ns: bytes
     checkpoint_id: str
     put: Put | None
+    ended: Position = NOWHERE
 
 
 class Blob(NamedTuple):
@@ -319,7 +324,7 @@ class Changes:
             self.deleted[thread] = max(position, self.deleted.get(thread, NOWHERE))
         elif isinstance(change, Drop):
             for checkpoint_ns, checkpoint_id in change.checkpoints:
-                self._cell(Cell(position, thread, ns_key(thread, checkpoint_ns), checkpoint_id, None))
+                self._cell(Cell(position, thread, ns_key(thread, checkpoint_ns), checkpoint_id, None, position))
             for checkpoint_ns, blob in change.blobs:
                 self._blob(blob_key(ns_key(thread, checkpoint_ns), blob), Blob(position, thread, None))
         else:
@@ -333,9 +338,9 @@ class Changes:
 
     def _cell(self, cell: Cell) -> None:
         key = cell_key(cell.ns, cell.checkpoint_id)
-        before = self.cells.get(key)
-        if before is None or before.position < cell.position:
-            self.cells[key] = cell
+        before = self.cells.get(key, cell)
+        newest = max(before, cell, key=attrgetter("position"))
+        self.cells[key] = newest._replace(ended=max(before.ended, cell.ended))
 
     def _blob(self, key: bytes, blob: Blob) -> None:
         before = self.blobs.get(key)
@@ -351,3 +356,9 @@ class Changes:
         self.cells = {key: cell for key, cell in self.cells.items() if stands(cell.thread, cell.position)}
         self.blobs = {key: blob for key, blob in self.blobs.items() if stands(blob.thread, blob.position)}
         self.writes = {key: each for key, each in self.writes.items() if stands(each.thread, each.record.position)}
+
+    def forget_pending_before(self, ended: Mapping[bytes, Position]) -> None:
+        """Leave out what was pending at checkpoints before they were deleted."""
+        self.writes = {
+            key: each for key, each in self.writes.items() if each.record.position > ended.get(each.cell, NOWHERE)
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any, NamedTuple, cast
 
@@ -64,28 +65,40 @@ def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Runnabl
 
 
 class KnownValues:
-    """Which channel values of which threads are known to be durable; those of the threads used last, within a limit."""
+    """Which channel values of which threads are known to be durable; those of the threads used last, within a limit.
+
+    Any thread may use it, without a lock, which a fork could leave locked for ever: what others remove meanwhile is passed over.
+    """
 
     def __init__(self, limit: int = GRAPH_KNOWN_VALUES) -> None:
         self._limit = limit
         self._threads: OrderedDict[str, set[tuple[str, bytes]]] = OrderedDict()
-        self._count = 0
+        self._at_most = 0
 
     def has(self, thread_id: str, value: tuple[str, bytes]) -> bool:
         """``value``: checkpoint namespace and blob id."""
         return value in self._threads.get(thread_id, ())
 
     def add(self, thread_id: str, values: Collection[tuple[str, bytes]]) -> None:
-        known = self._threads.setdefault(thread_id, set())
-        before = len(known)
-        known.update(values)
-        self._count += len(known) - before
-        self._threads.move_to_end(thread_id)
-        while self._count > self._limit:
-            self._count -= len(self._threads.popitem(last=False)[1])
+        self._threads.setdefault(thread_id, set()).update(values)
+        with suppress(KeyError):
+            self._threads.move_to_end(thread_id)
+        self._at_most += len(values)
+        if self._at_most > self._limit:
+            self._shrink()
+
+    def _shrink(self) -> None:
+        count = sum(map(len, [*self._threads.values()]))
+        # Some more than need be, so that it is not counted at every call.
+        while count > self._limit * 3 // 4:
+            try:
+                count -= len(self._threads.popitem(last=False)[1])
+            except KeyError:
+                break
+        self._at_most = count
 
     def forget(self, thread_id: str) -> None:
-        self._count -= len(self._threads.pop(thread_id, ()))
+        self._threads.pop(thread_id, None)
 
 
 class Codec:

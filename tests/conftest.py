@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from .fixtures.agents import database_url, open_agent, settings
+from .fixtures.graphs import open_saver, saver, unstored
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
 from .fixtures.proxy_plugin import proxy
@@ -22,9 +23,12 @@ __all__ = [
     "nats_server",
     "nats_url",
     "open_agent",
+    "open_saver",
     "open_wal",
     "proxy",
+    "saver",
     "settings",
+    "unstored",
 ]
 
 SEED_OPTION = "--hypothesis-seed"

@@ -67,8 +67,9 @@ class Graphs(Protocol):
 
     def ends(
         self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
-    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
-        """When threads were deleted last and checkpoints put or deleted last, by key; those without a row left out."""
+    ) -> tuple[dict[bytes, Position], dict[bytes, Position], dict[bytes, Position]]:
+        """When threads were deleted last, checkpoints put or deleted last, and deleted last, by key; those without a row
+        left out."""
 
     def dead(self, thread_name: str | None) -> list[Record]:
         """Dead letters of the writer that are operations on one thread, or on any, and have their body."""

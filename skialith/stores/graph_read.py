@@ -63,7 +63,9 @@ class GraphTables:
             writes: list[Record] = []
             for query, args in _contents(cell_keys, blob_keys):
                 for form, key, time_ns, seq, codec, *columns in self._session.rows(query, args):
-                    data, position = read.body(self._session, tuple(columns)) or b"", Position(time_ns, seq)
+                    data, position = read.body(self._session, tuple(columns)), Position(time_ns, seq)
+                    if data is None:
+                        continue  # a value that was deleted
                     if form is not None:
                         blobs[bytes(key)] = position, Typed(rows.text(form), codec, data)
                     else:
@@ -76,17 +78,19 @@ class GraphTables:
 
     def ends(
         self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
-    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
-        """Last deletions of threads, last changes of checkpoints."""
+    ) -> tuple[dict[bytes, Position], dict[bytes, Position], dict[bytes, Position]]:
+        """Last deletions of threads, last changes and last deletions of checkpoints."""
         return (
-            self._positions("thread_key", "graph_threads", thread_keys),
-            self._positions("cell_key", "graph_checkpoints", cell_keys),
+            self._positions("thread_key, store_time_ns, seq", "graph_threads", thread_keys),
+            self._positions("cell_key, store_time_ns, seq", "graph_checkpoints", cell_keys),
+            self._positions("cell_key, ended_time_ns, ended_seq", "graph_checkpoints", cell_keys),
         )
 
-    def _positions(self, column: str, table: str, keys: Sequence[bytes]) -> dict[bytes, Position]:
+    def _positions(self, columns: str, table: str, keys: Sequence[bytes]) -> dict[bytes, Position]:
         found: dict[bytes, Position] = {}
+        column = columns.partition(",")[0]
         for some in read.some_of(keys):
-            query = f"SELECT {column}, store_time_ns, seq FROM {table} WHERE {column} IN ({read.marks(some)})"
+            query = f"SELECT {columns} FROM {table} WHERE {column} IN ({read.marks(some)})"
             found.update((bytes(key), Position(time_ns, seq)) for key, time_ns, seq in self._session.rows(query, some))
         return found
 
@@ -131,5 +135,6 @@ def settled(session: Queries, record: Record) -> bool:
     later, args = "(store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))", (time_ns, time_ns, seq)
     if session.rows(f"SELECT 1 FROM graph_threads WHERE thread_key = ? AND {later}", (thread, *args)):
         return True
-    found = session.rows(f"SELECT live FROM graph_checkpoints WHERE cell_key = ? AND {later}", (cell, *args))
-    return bool(found) and (record.event_type == PUT or not found[0][0])
+    if record.event_type != PUT:
+        later = later.replace("store_time_ns", "ended_time_ns").replace("seq", "ended_seq")
+    return bool(session.rows(f"SELECT 1 FROM graph_checkpoints WHERE cell_key = ? AND {later}", (cell, *args)))

@@ -22,6 +22,8 @@ CHECKPOINT_COLUMNS = (
     "ns_key",
     "checkpoint_id",
     "live",
+    "ended_time_ns",
+    "ended_seq",
     "run_key",
     "store_time_ns",
     "seq",
@@ -100,33 +102,36 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
 def _put_checkpoints(session: Session, changes: Changes) -> None:
     """Cells that are newer than their rows take their place; what was pending at a deleted one goes with it."""
     touched = {*changes.cells, *(pending.cell for pending in changes.writes.values())}
-    there: dict[bytes, tuple[Position, int]] = {}
+    there: dict[bytes, Position] = {}
+    ended: dict[bytes, Position] = {}
+    columns = "cell_key, store_time_ns, seq, ended_time_ns, ended_seq"
     for some, marks in _some(sorted(touched)):
-        query = f"SELECT cell_key, store_time_ns, seq, live FROM graph_checkpoints WHERE cell_key IN ({marks})"
-        there.update(
-            (bytes(key), (Position(time_ns, seq), live)) for key, time_ns, seq, live in session.rows(query, some)
-        )
-    newer = {key: cell for key, cell in changes.cells.items() if key not in there or there[key][0] < cell.position}
+        query = f"SELECT {columns} FROM graph_checkpoints WHERE cell_key IN ({marks})"
+        for key, time_ns, seq, ended_ns, ended_seq in session.rows(query, some):
+            there[bytes(key)], ended[bytes(key)] = Position(time_ns, seq), Position(ended_ns, ended_seq)
+    newer = {key: cell for key, cell in changes.cells.items() if there.get(key, NOWHERE) < cell.position}
+    for key, cell in sorted(changes.cells.items(), key=_first):
+        if cell.ended <= ended.get(key, NOWHERE):
+            continue
+        ended[key] = cell.ended
+        _remove(session, "graph_writes", f"cell_key = ? AND {_EARLIER}", (key, *_before(cell.ended)))
+        if key not in newer:
+            update = "UPDATE graph_checkpoints SET ended_time_ns = ?, ended_seq = ? WHERE cell_key = ?"
+            session.run(update, (*cell.ended, key))
     _remove_by_key(session, "graph_checkpoints", "cell_key", [key for key in newer if key in there])
-    made = (_checkpoint_row(changes.namespace, key, cell) for key, cell in sorted(newer.items(), key=_first))
+    made = (
+        _checkpoint_row(changes.namespace, key, cell._replace(ended=ended.get(key, NOWHERE)))
+        for key, cell in sorted(newer.items(), key=_first)
+    )
     _insert(session, "graph_checkpoints", CHECKPOINT_COLUMNS, made)
-    ends = {key: position for key, (position, live) in there.items() if not live}
-    ends.update((key, cell.position) for key, cell in newer.items() if cell.put is None)
-    for key, cell in newer.items():
-        if cell.put is None:
-            _remove(session, "graph_writes", f"cell_key = ? AND {_EARLIER}", (key, *_before(cell.position)))
-    changes.writes = {
-        key: pending
-        for key, pending in changes.writes.items()
-        if pending.cell not in ends or ends[pending.cell] < pending.record.position
-    }
+    changes.forget_pending_before(ended)
 
 
 def _checkpoint_row(namespace: str, key: bytes, cell: Cell) -> tuple[Row, bytes | None]:
     body = None if cell.put is None else encode(cell.put)
     run = None if cell.put is None else cell.put.run_key
     live = int(cell.put is not None)
-    head = (key, namespace, cell.thread, cell.ns, cell.checkpoint_id, live, run, *cell.position)
+    head = (key, namespace, cell.thread, cell.ns, cell.checkpoint_id, live, *cell.ended, run, *cell.position)
     return _with_body(head, b"checkpoint:" + key, body)
 
 
@@ -140,10 +145,10 @@ def _put_blobs(session: Session, changes: Changes) -> None:
 
     def made() -> Iterator[tuple[Row, bytes | None]]:
         for key, blob in sorted(newer.items(), key=_first):
-            value = blob.value
-            if value is not None:
-                head = (key, changes.namespace, blob.thread, *blob.position, value.form, value.codec)
-                yield _with_body(head, b"blob:" + key, value.data)
+            # The row of a deleted one stays, without a body, so that an earlier put does not bring it back.
+            form, codec, data = blob.value or ("", 0, None)
+            head = (key, changes.namespace, blob.thread, *blob.position, form, codec)
+            yield _with_body(head, b"blob:" + key, data)
 
     _insert(session, "graph_blobs", BLOB_COLUMNS, made())
 

@@ -111,13 +111,28 @@ class Reader:
         """
         subjects = self._stream.subjects
         subject = subjects.graphs if thread_name is None else subjects.graph(thread_name)
+        while True:
+            found, whole, first = await self._operations(subject, thread_name, deadline)
+            if first is None:
+                return found, whole
+            # A trim between two pages may have taken the deletion of what was read before it.
+            message = await self._stream.next_message(1, subject, deadline)
+            if message is not None and int(message["seq"]) == first:
+                return found, whole
+
+    async def _operations(
+        self, subject: str, thread_name: str | None, deadline: float
+    ) -> tuple[list[Record], bool, int | None]:
+        """See :meth:`operations`; and the sequence of the first message if it took more than one request."""
         query: dict[str, Any] = {"next_by_subj": subject, "batch": HISTORY_PAGE_RECORDS, "max_bytes": self.page_bytes()}
         found: list[Record] = []
-        whole, seq = True, 1
+        whole, seq, requests, first = True, 1, 0, 0
         while True:
             messages = await self.direct(self._stream.name, {**query, "seq": seq}, deadline)
+            requests += 1
             for message in messages:
                 record = self._record(message)
+                first = first or record.position.seq
                 seq = record.position.seq + 1
                 if record.kind != Kind.GRAPH or thread_name not in (None, record.agent_id):
                     continue
@@ -127,7 +142,7 @@ class Reader:
                     whole = False
             more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
             if not more and not await self._lags(subject, seq - 1, NOWHERE, deadline):
-                return found, whole
+                return found, whole, first if requests > 1 else None
 
     async def _lags(self, subject: str, last: int, after: Position, deadline: float) -> bool:
         """Whether the leader has a message behind ``last`` that the replica which answered did not have yet."""

@@ -18,6 +18,8 @@ CREATE TABLE IF NOT EXISTS graph_checkpoints (
   ns_key BINARY(16) NOT NULL COMMENT 'hash of namespace, thread id and checkpoint namespace',
   checkpoint_id VARBINARY(1020) NOT NULL COMMENT 'checkpoint id, UTF-8; in their order the greatest is the latest',
   live TINYINT NOT NULL COMMENT '1, or 0 if it was deleted: then the row keeps an earlier put from coming back',
+  ended_time_ns BIGINT NOT NULL COMMENT 'store time of its last deletion, after which it may have been put again; 0 if it never was deleted',
+  ended_seq BIGINT UNSIGNED NOT NULL COMMENT 'sequence of that deletion in the log',
   run_key BINARY(16) NULL COMMENT 'hash of the id of the run that made it',
   store_time_ns BIGINT NOT NULL COMMENT 'when the log stored it by the clock of the server, Unix nanoseconds; first part of the order',
   seq BIGINT UNSIGNED NOT NULL COMMENT 'sequence in the log; second part of the order',
@@ -38,7 +40,7 @@ CREATE TABLE IF NOT EXISTS graph_blobs (
   seq BIGINT UNSIGNED NOT NULL COMMENT 'sequence in the log; second part of the order',
   form VARBINARY(1020) NOT NULL COMMENT 'what the serializer calls its form',
   codec TINYINT UNSIGNED NOT NULL COMMENT 'encoding of body: 0 as the serializer made it, 1 compressed with zstd',
-  body MEDIUMBLOB NULL COMMENT 'the value; NULL if it is in payload_parts',
+  body MEDIUMBLOB NULL COMMENT 'the value; NULL if it is in payload_parts, or if it was deleted: then the row keeps an earlier put from coming back',
   body_bytes BIGINT UNSIGNED NOT NULL COMMENT 'size of that',
   body_parts BINARY(16) NULL COMMENT 'payload_parts.parts_key of a large one',
   KEY by_thread (thread_key)

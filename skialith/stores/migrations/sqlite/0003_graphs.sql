@@ -17,6 +17,8 @@ CREATE TABLE IF NOT EXISTS graph_checkpoints (
   ns_key BLOB NOT NULL,
   checkpoint_id TEXT NOT NULL CHECK (length(CAST(checkpoint_id AS BLOB)) <= 1020),
   live INTEGER NOT NULL CHECK (live IN (0, 1)),
+  ended_time_ns INTEGER NOT NULL,
+  ended_seq INTEGER NOT NULL,
   run_key BLOB,
   store_time_ns INTEGER NOT NULL,
   seq INTEGER NOT NULL,
