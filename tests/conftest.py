@@ -10,12 +10,14 @@ import hypothesis
 import pytest
 
 from .fixtures.agents import database_url, open_agent, settings
+from .fixtures.celery_plugin import broker, redis_server, start_worker
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
 from .fixtures.proxy_plugin import proxy
 from .fixtures.wal import open_wal
 
 __all__ = [
+    "broker",
     "database_url",
     "mariadb_server",
     "mariadb_url",
@@ -24,7 +26,9 @@ __all__ = [
     "open_agent",
     "open_wal",
     "proxy",
+    "redis_server",
     "settings",
+    "start_worker",
 ]
 
 SEED_OPTION = "--hypothesis-seed"

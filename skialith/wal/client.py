@@ -151,6 +151,10 @@ class Wal:
     def claim(self, agent_id: str, deadline: float) -> None:
         self._call(lambda: self.log.claim(agent_id, deadline), deadline)
 
+    def confirm(self, agent_id: str, deadline: float) -> None:
+        """Raises ``AgentFenced`` if somebody else owns the agent by now, or ``WalUnavailable``."""
+        self._call(lambda: self.log.confirm(agent_id, deadline), deadline)
+
     def release(self, agent_id: str) -> None:
         """Give an agent up; what goes wrong leaves the lease to age out."""
 
