@@ -1,4 +1,4 @@
-"""Durable tasks in real Celery workers: who dies, who is replaced, who goes on where, and what Redis and the database then hold."""
+"""Durable tasks in real Celery workers: who dies, who is replaced, and what Redis and the database hold after that."""
 
 from __future__ import annotations
 
