@@ -296,8 +296,7 @@ class Wal:
     async def _close(self) -> None:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
-        for source in self._sources:
-            source.release()
+        self._give_back()
         if hasattr(self, "log"):
             await self.log.close()
             with contextlib.suppress(
@@ -305,7 +304,12 @@ class Wal:
             ):
                 await asyncio.wait_for(self.log.release_all(), _RELEASE_SECONDS)
         if hasattr(self, "connection"):
+            await self.connection.end_deliveries(self._give_back, _RELEASE_SECONDS / 2)
             await self.connection.close()
+
+    def _give_back(self) -> int:
+        """Returns how many messages were given back."""
+        return sum(source.release() for source in self._sources)
 
     def _call(self, make: Callable[[], Awaitable[T]], deadline: float) -> T:
         async def run() -> T:
