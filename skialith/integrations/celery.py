@@ -157,7 +157,7 @@ def durable_task(
         _check_argument(agent_id, call)
 
         @functools.wraps(function)
-        def run(task: Any, *args: Any, **kwargs: Any) -> Any:
+        def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
             body = functools.partial(function, task) if bound else function
             own_id = _id_of_call(agent_id, call, task, args, kwargs)
             try:
