@@ -188,6 +188,14 @@ TRACE_JSON_DEPTH = 30
 ERROR_TEXT_CHARACTERS = 2000
 """Longest database error text kept in ``dead_letters``."""
 
+# ---- Celery
+TASK_RETRIES = 20
+"""How often a ``durable_task`` is retried: about ten minutes with the pauses below."""
+TASK_RETRY_FIRST_SECONDS = 1
+"""First pause before a task is retried, whole seconds; doubled each time, with full jitter."""
+TASK_RETRY_LONGEST_SECONDS = 60
+"""Longest pause before a task is retried, whole seconds; well under a broker's visibility timeout."""
+
 # ---- embedded server
 LOCAL_START_SECONDS = 10.0
 """How long the embedded nats-server may take to answer."""

@@ -87,6 +87,11 @@ def acquire(config: Config, *, create: bool = True) -> Runtime:
         return runtime
 
 
+def close_all() -> None:
+    """Close every runtime of this process, for an end that does not come by ``atexit``; each is bounded by ``CLOSE_SECONDS``."""
+    _registry.close_all()
+
+
 def _refuse_green_threads() -> None:
     gevent = sys.modules.get("gevent.monkey")
     patched = gevent is not None and bool(gevent.is_module_patched("threading"))

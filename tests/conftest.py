@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from .fixtures.agents import database_url, open_agent, settings
+from .fixtures.celery_plugin import broker, redis_server, start_worker
 from .fixtures.graphs import open_saver, saver, unstored
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
@@ -17,6 +18,7 @@ from .fixtures.proxy_plugin import proxy
 from .fixtures.wal import open_wal
 
 __all__ = [
+    "broker",
     "database_url",
     "mariadb_server",
     "mariadb_url",
@@ -26,8 +28,10 @@ __all__ = [
     "open_saver",
     "open_wal",
     "proxy",
+    "redis_server",
     "saver",
     "settings",
+    "start_worker",
     "unstored",
 ]
 

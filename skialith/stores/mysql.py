@@ -14,7 +14,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .. import _rows
 from ..config import (
     DATABASE_CONNECT_SECONDS,
-    DATABASE_TRUST_SECONDS,
     DATABASE_LEAST_PACKET_BYTES,
     DATABASE_LOCK_SECONDS,
     DATABASE_MIGRATION_LOCK_SECONDS,
@@ -22,6 +21,7 @@ from ..config import (
     DATABASE_STATEMENT_BYTES,
     DATABASE_STATEMENT_ROWS,
     DATABASE_STATEMENT_SECONDS,
+    DATABASE_TRUST_SECONDS,
     MAX_ID_CHARACTERS,
     redact,
 )

@@ -152,6 +152,10 @@ class Wal:
     def claim(self, agent_id: str, deadline: float) -> None:
         self._call(lambda: self.log.claim(agent_id, deadline), deadline)
 
+    def confirm(self, agent_id: str, deadline: float) -> None:
+        """Raises ``AgentFenced`` if somebody else owns the agent by now, or ``WalUnavailable``."""
+        self._call(lambda: self.log.confirm(agent_id, deadline), deadline)
+
     def release(self, agent_id: str) -> None:
         """Give an agent up; what goes wrong leaves the lease to age out."""
         with contextlib.suppress(WalUnavailable):  # the loop thread does not answer
@@ -303,8 +307,7 @@ class Wal:
     async def _close(self) -> None:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
-        for source in self._sources:
-            source.release()
+        self._give_back()
         if hasattr(self, "log"):
             await self.log.close()
             with contextlib.suppress(
@@ -312,7 +315,12 @@ class Wal:
             ):
                 await asyncio.wait_for(self.log.release_all(), _RELEASE_SECONDS)
         if hasattr(self, "connection"):
+            await self.connection.end_deliveries(self._give_back, _RELEASE_SECONDS / 2)
             await self.connection.close()
+
+    def _give_back(self) -> int:
+        """Returns how many messages were given back."""
+        return sum(source.release() for source in self._sources)
 
     def _call(self, make: Callable[[], Awaitable[T]], deadline: float) -> T:
         return self._thread.call(self._explained(make), _patience(deadline))

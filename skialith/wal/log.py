@@ -286,6 +286,12 @@ class Log:
             lane.lease = lease
             return lease
 
+    async def confirm(self, agent_id: str, deadline: float) -> None:
+        """Read the lease, if this process took one. Raises ``AgentFenced`` if it is not this process's any more."""
+        async with self._owning(agent_id) as lane:
+            if lane.lease is not None:
+                await self._leases.verify(lane.lease, deadline)
+
     async def release(self, agent_id: LaneName) -> None:
         """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""
         lease = self._lane(agent_id).lease

@@ -130,10 +130,12 @@ class ConsumerSource:
             self._gone, self._look_again = False, 0.0
         return there
 
-    def release(self) -> None:
-        """Give back what was fetched ahead, so that another writer need not wait for it."""
+    def release(self) -> int:
+        """Give back what was fetched ahead, so that another writer need not wait for it; returns how many messages."""
         self._released = True
-        self._wire.tell(self._deliveries.release(), b"-NAK")
+        held = self._deliveries.release()
+        self._wire.tell(held, b"-NAK")
+        return len(held)
 
     def ack(self, messages: Sequence[Message]) -> None:
         """Acknowledge, fire and forget; those pulled on an older connection are delivered again instead."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skialith import graphs
-from skialith.errors import StoreUnavailable
 from skialith.langchain import SkialithCheckpointer
-from skialith.wal import read
-from tests.fixtures.agents import OpenAgent
-from tests.fixtures.graphs import OpenSaver, at, id_of, put, settle
+from tests.fixtures.graphs import OpenSaver, at, put
 from tests.fixtures.nats import wait_until
 
 

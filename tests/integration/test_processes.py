@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from skialith import SkialithAgent
+from skialith.config import ACK_WAIT_SECONDS
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import NatsServer, wait_until
 
@@ -176,3 +177,29 @@ def test_leaving_without_close_gives_the_agent_up(settings: dict[str, Any], open
     lease = agent._runtime.wal.stream.subjects.lease("a")
     assert agent._runtime.wal.call(lambda: agent._runtime.wal.stream.next_message(1, lease), 5) is None
     assert agent.resume().step_index == 1
+
+
+def test_a_writer_that_closes_hands_on_what_it_was_sent(settings: dict[str, Any], open_agent: OpenAgent) -> None:
+    busy = open_agent("busy", writer="off")
+    published: list[int] = []
+    stopping = threading.Event()
+
+    def publish() -> None:
+        while not stopping.is_set():
+            published.append(busy.save_event(f"e{len(published)}", {}).seq)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    longest = 0.0
+    try:
+        for n in range(10):
+            agent = SkialithAgent("brief", **settings)
+            agent.save_event(f"b{n}", {})
+            began = time.monotonic()
+            agent.close()  # waits until the event is stored, behind what the writer before it had been sent
+            longest = max(longest, time.monotonic() - began)
+    finally:
+        stopping.set()
+        publisher.join()
+    assert longest < ACK_WAIT_SECONDS / 2
+    assert len(published) > 100
