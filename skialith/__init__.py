@@ -11,7 +11,10 @@ from .errors import (
     InvalidArgument,
     InvalidPayload,
     RecordTooLarge,
+    RunEnded,
     SkialithError,
+    StepFailed,
+    StepMismatch,
     StoreDataError,
     StoreError,
     StoreUnavailable,
@@ -22,6 +25,7 @@ from .errors import (
     WalUnavailable,
 )
 from .records import Ack, AgentState, Event, Position
+from .steps import StepContext, current_step
 
 __version__ = "0.1.0"
 
@@ -39,8 +43,12 @@ __all__ = [
     "InvalidPayload",
     "Position",
     "RecordTooLarge",
+    "RunEnded",
     "SkialithAgent",
     "SkialithError",
+    "StepContext",
+    "StepFailed",
+    "StepMismatch",
     "StoreDataError",
     "StoreError",
     "StoreUnavailable",
@@ -49,4 +57,5 @@ __all__ = [
     "WalFull",
     "WalRejected",
     "WalUnavailable",
+    "current_step",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import secrets
 import time
 from asyncio import _get_running_loop  # without an exception where there is none, which is the ordinary case
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from types import TracebackType
-from typing import Any
+from typing import Any, ParamSpec
 
 from . import _fastpath, payloads, runtime
 from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id, load
@@ -24,7 +25,11 @@ from .errors import (
 )
 from .history import Entry
 from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
+from .step_policy import ONCE, Policy
+from .steps import Steps, blocking
 from .wal.lane import Ticket
+
+P = ParamSpec("P")
 
 _MAX_STEP = 2**63 - 1
 
@@ -47,6 +52,7 @@ class SkialithAgent:
         self._runtime.note_agent(self._agent_id)
         self._step = 0
         self._owner_pid = 0
+        self._steps = Steps(self._config, self._agent_id)
         self._closed = False
 
     @property
@@ -155,6 +161,82 @@ class SkialithAgent:
             Kind.EVENT, config.namespace, self._agent_id, event_id, key, step, kind, now, codec, body, NOWHERE, None
         )
 
+    # ---- steps
+
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        retries: int = 0,
+        backoff: float = Policy.FIRST,
+        backoff_factor: float = Policy.FACTOR,
+        backoff_max: float = Policy.LONGEST,
+        retry_on: tuple[type[Exception], ...] = (Exception,),
+        record_errors: tuple[type[Exception], ...] = (),
+        **named: Any,
+    ) -> Any:
+        """Call ``function(*args, **named)`` and record its result (DURABLE), or return what an earlier run recorded.
+
+        At least once for the effect, once for the record: a crash between the function's end and the record calls the
+        function again in the next run. ``skialith.current_step().idempotency_key`` is the same then; pass it on.
+
+        A run begins at ``resume()``; without one the first step makes this process the agent's owner. ``name``: any text of
+        1 to 255 characters; the second call of it in a run is recorded as ``name#2``, and so on in the order of the calls,
+        and a step called inside ``outer`` as ``outer/name``. Threads that share a name get it in the order they come,
+        which another run may not repeat: give them names of their own. Calls that raised count too.
+
+        Returned is what the record gives back, in every run: tuples are lists, objects with fields are dicts
+        (docs/PAYLOADS.md). Up to ``retries`` times, after ``backoff`` seconds, ``backoff_factor`` times as long each time
+        and ``backoff_max`` at most (half to all of that, by chance), errors of ``retry_on`` call the function again. What it
+        raises in the end is raised here and not recorded; errors of ``record_errors`` are, and are raised as
+        ``StepFailed`` in this run and later ones. A keyword of the function that is also one of these: use
+        ``functools.partial`` or :meth:`step_fn`.
+
+        Raises ``StepMismatch`` if the step is recorded for another function, ``InvalidPayload`` with the path if its result
+        cannot be, ``StoreUnavailable`` as :meth:`resume`. If the record fails (errors as :meth:`save_event`), or one cannot
+        be read, the run is over: further steps raise ``RunEnded`` until ``resume()``.
+        """
+        policy = ONCE
+        if retries != 0 or record_errors != ():
+            policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
+        return self._do_step("step", name, function, args, named, policy)
+
+    def step_fn(
+        self,
+        name: str,
+        *,
+        retries: int = 0,
+        backoff: float = Policy.FIRST,
+        backoff_factor: float = Policy.FACTOR,
+        backoff_max: float = Policy.LONGEST,
+        retry_on: tuple[type[Exception], ...] = (Exception,),
+        record_errors: tuple[type[Exception], ...] = (),
+    ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+        """Decorator: every call of the function is a :meth:`step` of this name."""
+        policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
+
+        def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
+            @functools.wraps(function)
+            def call(*args: P.args, **named: P.kwargs) -> Any:
+                return self._do_step(call.__name__, name, function, args, named, policy)
+
+            return call
+
+        return decorate
+
+    def _do_step(
+        self, verb: str, name: str, function: Callable[..., Any], args: Any, named: Any, policy: Policy
+    ) -> Any:
+        engine = self._engine(verb)
+        call = self._steps.run(engine, self._own_for_steps).enter(name, function, policy, self._step)
+        return blocking(engine, call, function, args, named)
+
+    def _own_for_steps(self) -> None:
+        if self._owner_pid != os.getpid():
+            self._own(self._runtime, self._deadline())
+
     # ---- reading
 
     def resume(self, *, exclusive: bool = True) -> AgentState:
@@ -167,13 +249,17 @@ class SkialithAgent:
         engine = self._engine("resume")
         deadline = self._deadline()
         if exclusive:
-            engine.wal.claim(self._agent_id, deadline)
-            if self._owner_pid == os.getpid():
-                engine.wal.release(self._agent_id)
-            self._owner_pid = os.getpid()
+            self._own(engine, deadline)
+            self._steps.begin_anew()
         state = self._read_state(engine, deadline)
         self._step = state.step_index
         return state
+
+    def _own(self, engine: runtime.Runtime, deadline: float) -> None:
+        engine.wal.claim(self._agent_id, deadline)
+        if self._owner_pid == os.getpid():
+            engine.wal.release(self._agent_id)
+        self._owner_pid = os.getpid()
 
     def peek(self) -> AgentState:
         """The last checkpoint, read only: nothing is claimed. Raises as :meth:`resume`."""

@@ -22,7 +22,7 @@ from .errors import (
     UnsupportedEnvironment,
     WalError,
 )
-from .history import History, NothingStored, PastStore, newest_checkpoint
+from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
@@ -191,6 +191,9 @@ class Runtime:
 
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
+
+    def steps(self, agent_id: str) -> StepPast:
+        return StepPast(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
     def _reading(self) -> PastStore:
         """The database to read this log's past from: the one its writer feeds, and no other.

@@ -89,7 +89,7 @@ store.write_records([event(1)])
         said.append(out.strip())
     applied = str([version for version, _ in MIGRATIONS])
     assert sorted(said) == sorted([applied] + ["[]"] * 5)
-    assert sql("SELECT COUNT(*) FROM skialith_migrations") == [(1,)]
+    assert sql("SELECT COUNT(*) FROM skialith_migrations") == [(len(MIGRATIONS),)]
     assert empty_store.counts(NAMESPACE).events == 6
     for table in TABLES:
         sql(f"SELECT COUNT(*) FROM {table}")
