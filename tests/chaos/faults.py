@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from skialith.records import Ack, Message, Record
+from skialith.steps import Call
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
@@ -29,6 +30,8 @@ POINTS = ("before send", "after send", "after PubAck", "after pull", "before com
 """The path of a record, in order."""
 WRITER_POINTS = POINTS[3:]
 """Those on a writer's side."""
+STEP_POINTS = ("before function", "after function", "before send", "after send", "after PubAck", "after record")
+"""The path of a step, in order: its function, then its record."""
 
 
 class Fuse:
@@ -153,6 +156,38 @@ def _after_puback(fuse: Fuse) -> None:
     _replace(Delivery, "_acknowledge", acknowledge)
 
 
+def _before_function(fuse: Fuse) -> None:
+    original = Call.__enter__
+
+    def enter(self: Call) -> None:
+        fuse.burn()
+        original(self)
+
+    _replace(Call, "__enter__", enter)
+
+
+def _after_function(fuse: Fuse) -> None:
+    """The function of a step has returned, and nothing knows of its result."""
+    original = Call.succeeded
+
+    def succeeded(self: Call, result: object) -> Record:
+        fuse.burn()
+        return original(self, result)
+
+    _replace(Call, "succeeded", succeeded)
+
+
+def _after_record(fuse: Fuse) -> None:
+    """A step is recorded, and its caller does not have the value yet."""
+    original = Call.recorded
+
+    def recorded(self: Call, *arguments: Any) -> Any:
+        fuse.burn()
+        return original(self, *arguments)
+
+    _replace(Call, "recorded", recorded)
+
+
 def _after_pull(fuse: Fuse) -> None:
     original = Drain.pull
 
@@ -204,6 +239,9 @@ _POINTS: dict[str, Callable[[Fuse], None]] = {
     "before send": _before_send,
     "after send": _after_send,
     "after PubAck": _after_puback,
+    "before function": _before_function,
+    "after function": _after_function,
+    "after record": _after_record,
     "after pull": _after_pull,
     "before commit": _before_commit,
     "after commit": _after_commit,
