@@ -243,8 +243,8 @@ class SkialithAgent:
         """Own the agent and return its last checkpoint; a new agent has step 0, ``{}`` and ``is_new``.
 
         From here on this process is the owner: whoever owned it before gets ``AgentFenced`` at its next write.
-        ``exclusive=False`` reads without owning. Raises ``WalUnavailable``, or ``StoreUnavailable`` when the database is
-        away and the log alone cannot tell.
+        ``exclusive=False`` reads without owning and begins no run of steps. Raises ``WalUnavailable``, or ``StoreUnavailable``
+        when the database is away and the log alone cannot tell.
         """
         engine = self._engine("resume")
         deadline = self._deadline()

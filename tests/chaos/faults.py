@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
 from skialith.steps import Call
 from skialith.stores.sql import SqlStore
@@ -307,9 +308,30 @@ def _write_unfenced() -> None:
     _replace(frames, "fence", lambda lease: b"")
 
 
+def _forget_steps() -> None:
+    """A run that does not look for what is recorded."""
+    original = StepPast.load
+
+    def load(self: StepPast, memory: int | None = None) -> dict[bytes, FoundStep]:
+        return {} if memory is None else original(self, memory)
+
+    _replace(StepPast, "load", load)
+
+
+def _return_unrecorded_steps() -> None:
+    """A step whose value is returned and whose record is not sent."""
+
+    def append_one(self: Log, record: Record, deadline: float) -> Ack:
+        return Ack(1, False)
+
+    _replace(Log, "append_one", append_one)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge before durable": _acknowledge_before_durable,
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
+    "forget steps": _forget_steps,
+    "return unrecorded steps": _return_unrecorded_steps,
 }
