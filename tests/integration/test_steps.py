@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -373,24 +372,6 @@ def _show(file: Path) -> None:
     file.with_suffix(".hidden").rename(file)
 
 
-def test_a_log_that_still_holds_everything_needs_no_database(
-    settings: dict[str, Any], tmp_path: Path, open_agent: OpenAgent
-) -> None:
-    if settings["database_url"].startswith("mysql"):
-        pytest.skip("a server that is not there is the same for both; the SQLite half shows it")
-    (tmp_path / "skialith.db").mkdir()
-    agent = open_agent()
-    agent.checkpoint(1, {})
-    agent.resume()
-    assert agent.step("s", Calls(), 1) == 1
-    agent.resume()
-    assert agent.step("s", never) == 1
-    (tmp_path / "skialith.db").rmdir()
-    trimmed(agent)
-    agent.resume()
-    assert agent.step("s", never) == 1
-
-
 def test_a_result_that_the_log_did_not_take_is_recorded_in_the_next_run(
     open_agent: OpenAgent, nats_server: NatsServer, tmp_path: Path
 ) -> None:
@@ -439,8 +420,9 @@ with SkialithAgent("agent", **settings) as agent:
 """
 
 
-def launch(settings: dict[str, Any], place: Path, die: dict[str, int]) -> tuple[int, int, Any]:
+def launch(settings: dict[str, Any], place: Path, die: dict[str, int], writer: str = "off") -> tuple[int, int, Any]:
     """Run the program; its process id, its exit code and the values that it got."""
+    settings = {**settings, "writer": writer}
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps([settings, die, str(place)])],
         cwd=ROOT,
@@ -470,19 +452,6 @@ def test_killed_around_the_record(settings: dict[str, Any], tmp_path: Path, poin
     keys = {n: {key for other, _, key in called if other == n} for n, _, _ in called}
     assert all(len(found) == 1 for found in keys.values())
     assert len(set.union(*keys.values())) == 6
-    _, _, values_again = launch(settings, place, {})
-    assert values_again == values
+    for writer in ("on", "off"):  # from the log, and from the database
+        assert launch(settings, place, {}, writer)[2] == values
     assert len(place.read_text().splitlines()) == len(called)
-
-
-def test_the_index_holds_the_steps_and_nothing_else(settings: dict[str, Any], open_agent: OpenAgent) -> None:
-    if not settings["database_url"].startswith("sqlite"):
-        pytest.skip("the conformance suite reads both databases from outside")
-    agent = open_agent()
-    agent.step("s", Calls(), 1)
-    agent.save_events([(f"e{n}", {"kind": "step"}) for n in range(20)])
-    trimmed(agent)
-    with sqlite3.connect(settings["database_url"].removeprefix("sqlite:///")) as database:
-        found = database.execute("SELECT record_key, agent_id FROM agent_steps").fetchall()
-    (step, _), *_ = agent._runtime.store.events(settings["namespace"], "agent", NOWHERE, None, 1)
-    assert found == [(step.key, "agent")]
