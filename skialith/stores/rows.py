@@ -162,10 +162,14 @@ def of_record(record: Record) -> tuple[Row, Payload | None]:
 def of_steps(events: list[Row]) -> list[Row]:
     """Rows of ``STEP_COLUMNS`` for those rows of events that record a step."""
     found = []
+    hashes = {}
     for row in _rows.having(events, _EVENT_TYPE, STEP):
-        key, namespace, agent_id, step_id = row[:4]
-        if step_key(step_hash(namespace, agent_id), step_id) == key:
-            found.append((key, namespace, agent_id, *row[_POSITION]))
+        agent = row[1:3]
+        begun = hashes.get(agent)
+        if begun is None:
+            begun = hashes[agent] = step_hash(*agent)
+        if step_key(begun, row[3]) == row[0]:
+            found.append((row[0], *agent, *row[_POSITION]))
     return found
 
 
