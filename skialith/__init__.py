@@ -1,6 +1,7 @@
 """Skialith: the write-ahead log for AI agents."""
 
 from .agent import SkialithAgent
+from .aio import AsyncSkialithAgent
 from .errors import (
     AgentFenced,
     BatchFailed,
@@ -33,6 +34,7 @@ __all__ = [
     "Ack",
     "AgentFenced",
     "AgentState",
+    "AsyncSkialithAgent",
     "BatchFailed",
     "BlockingCallInEventLoop",
     "Closed",

@@ -2,67 +2,50 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import secrets
-import time
 from asyncio import _get_running_loop  # without an exception where there is none, which is the ordinary case
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
-from datetime import datetime, timezone
+from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec
+from typing import Any, NoReturn
 
-from . import _fastpath, payloads, runtime
-from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id, load
-from .errors import (
-    BatchFailed,
-    BlockingCallInEventLoop,
-    BodyMissing,
-    Closed,
-    InvalidArgument,
-    SkialithError,
-)
-from .history import Entry
-from .records import NOWHERE, Ack, AgentState, Event, Kind, Position, Record
-from .step_policy import ONCE, Policy
-from .steps import Steps, blocking
+from . import aio, runtime
+from .base_agent import BaseAgent, as_event, batch_failed, batches, checked_limit, position_after
+from .config import load
+from .errors import BlockingCallInEventLoop, Closed, SkialithError
+from .records import Ack, AgentState, Event, Position
+from .step_policy import Policy
+from .steps import blocking
 from .wal.lane import Ticket
 
-P = ParamSpec("P")
 
-_MAX_STEP = 2**63 - 1
-
-
-class SkialithAgent:
+class SkialithAgent(BaseAgent):
     """One agent's write-ahead log. Any number of threads may share it.
 
     ``agent_id``: 1 to 255 characters of any Unicode text. Settings (``nats_url``, ``database_url``, ``namespace``, ``writer``,
     ``durability``, ``timeout`` and the rest of :class:`~skialith.config.Config`) are arguments or ``SKIALITH_*``
     variables. Opening connects: raises ``InvalidArgument``, ``ConfigurationError`` or ``WalUnavailable`` within the timeout.
     Closing (``with`` or ``close()``) gives the agent up and, with the last agent, flushes and stops the runtime.
+
+    On a thread that runs an asyncio loop nothing is opened and these verbs are refused (``BlockingCallInEventLoop``), because
+    they block: there ``async with SkialithAgent(...) as agent`` gives an :class:`~skialith.aio.AsyncSkialithAgent`, whose
+    verbs are awaited.
     """
 
     def __init__(self, agent_id: str, **settings: Any) -> None:
-        self._agent_id = check_id("agent_id", agent_id)
-        self._config: Config = load(**settings)
-        if _get_running_loop() is not None:
-            self._refuse_event_loop("SkialithAgent")
+        super().__init__(agent_id, load(**settings))
+        self._owner_pid = 0
+        self._awaited: aio.AsyncSkialithAgent | None = None
+        self._runtime: runtime.Runtime
+        self._opened = False
+        if _get_running_loop() is None:
+            self._open()
+
+    def _open(self) -> None:
         self._runtime = runtime.acquire(self._config)
         self._runtime.note_agent(self._agent_id)
-        self._step = 0
-        self._owner_pid = 0
-        self._steps = Steps(self._config, self._agent_id)
-        self._closed = False
-
-    @property
-    def agent_id(self) -> str:
-        return self._agent_id
-
-    @property
-    def config(self) -> Config:
-        """The settings in force."""
-        return self._config
+        self._opened = True
 
     # ---- writing
 
@@ -107,7 +90,7 @@ class SkialithAgent:
         ticket = Ticket(self._agent_id, len(records))
         handed_over = 0
         try:
-            for batch in _batches(records):
+            for batch in batches(records):
                 try:
                     engine.wal.log.append(ticket, batch, self._deadline())
                 except SkialithError as error:
@@ -120,7 +103,7 @@ class SkialithAgent:
                     break
             return engine.wal.log.wait(ticket)
         except SkialithError as error:
-            raise _batch_failed(self._agent_id, records, ticket, error) from error
+            raise batch_failed(self._agent_id, records, ticket.acks, error) from error
         finally:
             ticket.promise.give_up()  # After an error or Ctrl-C: what was not sent yet is not sent any more.
 
@@ -132,106 +115,16 @@ class SkialithAgent:
         or may not be current, and calling again settles it.
         """
         engine = self._engine("checkpoint")
-        step = _checked_step("step", step)
-        codec, body = payloads.pack(data, "data", self._config.max_record_bytes)
-        record = Record(
-            Kind.CHECKPOINT,
-            self._config.namespace,
-            self._agent_id,
-            "",
-            secrets.token_bytes(16),
-            step,
-            "",
-            _now_us(),
-            codec,
-            body,
-        )
-        ack = engine.wal.log.append_one(record, self._deadline())
+        ack = engine.wal.log.append_one(self._checkpoint(step, data), self._deadline())
         self._step = step
         return ack
-
-    def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
-        config = self._config
-        event_id = check_id(f"{where}event_id" if where else "event_id", event_id)
-        codec, body = payloads.pack(data, f"{where}data" if where else "data", config.max_record_bytes)
-        key = _fastpath.event_key(config.namespace, self._agent_id, event_id)
-        step = self._step if step is None else _checked_step("step", step)
-        kind, now = _event_type(data), _now_us()
-        return Record(
-            Kind.EVENT, config.namespace, self._agent_id, event_id, key, step, kind, now, codec, body, NOWHERE, None
-        )
-
-    # ---- steps
-
-    def step(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        /,
-        *args: Any,
-        retries: int = 0,
-        backoff: float = Policy.FIRST,
-        backoff_factor: float = Policy.FACTOR,
-        backoff_max: float = Policy.LONGEST,
-        retry_on: tuple[type[Exception], ...] = (Exception,),
-        record_errors: tuple[type[Exception], ...] = (),
-        **named: Any,
-    ) -> Any:
-        """Call ``function(*args, **named)`` and record its result (DURABLE), or return what an earlier run recorded.
-
-        At least once for the effect, once for the record: a crash between the function's end and the record calls the
-        function again in the next run. ``skialith.current_step().idempotency_key`` is the same then; pass it on.
-
-        A run begins at ``resume()``; without one the first step makes this process the agent's owner. ``name``: any text of
-        1 to 255 characters; the second call of it in a run is recorded as ``name#2``, and so on in the order of the calls,
-        and a step called inside ``outer`` as ``outer/name``. Threads that share a name get it in the order they come,
-        which another run may not repeat: give them names of their own. Calls that raised count too.
-
-        Returned is what the record gives back, in every run: tuples are lists, objects with fields are dicts
-        (docs/PAYLOADS.md). Up to ``retries`` times, after ``backoff`` seconds, ``backoff_factor`` times as long each time
-        and ``backoff_max`` at most (half to all of that, by chance), errors of ``retry_on`` call the function again. What it
-        raises in the end is raised here and not recorded; errors of ``record_errors`` are, and are raised as
-        ``StepFailed`` in this run and later ones. A keyword of the function that is also one of these: use
-        ``functools.partial`` or :meth:`step_fn`.
-
-        Raises ``StepMismatch`` if the step is recorded for another function, ``InvalidPayload`` with the path if its result
-        cannot be, ``StoreUnavailable`` as :meth:`resume`. If the record fails (errors as :meth:`save_event`), or one cannot
-        be read, the run is over: further steps raise ``RunEnded`` until ``resume()``.
-        """
-        policy = ONCE
-        if retries != 0 or record_errors != ():
-            policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
-        return self._do_step("step", name, function, args, named, policy)
-
-    def step_fn(
-        self,
-        name: str,
-        *,
-        retries: int = 0,
-        backoff: float = Policy.FIRST,
-        backoff_factor: float = Policy.FACTOR,
-        backoff_max: float = Policy.LONGEST,
-        retry_on: tuple[type[Exception], ...] = (Exception,),
-        record_errors: tuple[type[Exception], ...] = (),
-    ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
-        """Decorator: every call of the function is a :meth:`step` of this name."""
-        policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
-
-        def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
-            @functools.wraps(function)
-            def call(*args: P.args, **named: P.kwargs) -> Any:
-                return self._do_step(call.__name__, name, function, args, named, policy)
-
-            return call
-
-        return decorate
 
     def _do_step(
         self, verb: str, name: str, function: Callable[..., Any], args: Any, named: Any, policy: Policy
     ) -> Any:
-        engine = self._engine(verb)
-        call = self._steps.run(engine, self._own_for_steps).enter(name, function, policy, self._step)
-        return blocking(engine, call, function, args, named)
+        run = self._steps.run(self._engine(verb), self._own_for_steps)
+        call = run.enter(name, function, policy, self._step)
+        return blocking(partial(self._engine, verb), call, function, args, named)
 
     def _own_for_steps(self) -> None:
         if self._owner_pid != os.getpid():
@@ -266,18 +159,7 @@ class SkialithAgent:
         return self._read_state(self._engine("peek"), self._deadline())
 
     def _read_state(self, engine: runtime.Runtime, deadline: float) -> AgentState:
-        record, source, database_ok = engine.newest_checkpoint(self._agent_id, deadline)
-        if record is None:
-            return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
-        data = _payload(record)
-        return AgentState(
-            self._agent_id,
-            record.step_index,
-            data,
-            False,
-            "wal" if source == "wal" else "database",
-            database_ok,
-        )
+        return self._state(*engine.newest_checkpoint(self._agent_id, deadline))
 
     def history(self, after: Event | str | None = None, limit: int | None = None) -> Iterator[Event]:
         """The agent's events, oldest first, from database and log together, read lazily page by page.
@@ -286,19 +168,13 @@ class SkialithAgent:
         durable when reading began. Raises ``StoreUnavailable`` or ``WalUnavailable`` while iterating.
         """
         engine = self._engine("history")
-        position = _position(after)
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
-            raise InvalidArgument(
-                f"limit must be a whole number of 0 or more, not {limit!r}",
-                argument="limit",
-            )
-        return self._events(engine, position, limit)
+        return self._events(engine, position_after(after), checked_limit(limit))
 
     def _events(self, engine: runtime.Runtime, position: Position, limit: int | None) -> Iterator[Event]:
         if limit == 0:
             return
         for number, entry in enumerate(engine.history(self._agent_id).entries(position), start=1):
-            yield _as_event(entry)
+            yield as_event(entry)
             if number == limit:
                 return
 
@@ -317,13 +193,15 @@ class SkialithAgent:
         if self._closed:
             return
         self._closed = True
-        if self._runtime.pid != os.getpid() or self._runtime.closed:
+        if not self._opened or self._runtime.pid != os.getpid() or self._runtime.closed:
             return
         if self._owner_pid == os.getpid():
             self._runtime.wal.release(self._agent_id)
         self._runtime.release()
 
     def __enter__(self) -> SkialithAgent:
+        if not self._opened:
+            self._refuse_event_loop("with")
         return self
 
     def __exit__(
@@ -334,117 +212,44 @@ class SkialithAgent:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"SkialithAgent({self._agent_id!r}, namespace={self._config.namespace!r})"
+    # ---- awaited
+
+    def __aenter__(self) -> Coroutine[Any, Any, aio.AsyncSkialithAgent]:
+        """The same agent with awaited verbs, open. Raises what opening raises."""
+        if self._closed:
+            raise Closed(f"the agent {self._agent_id!r} is closed. Open a new SkialithAgent")
+        self._awaited = aio.AsyncSkialithAgent.of(self)
+        return self._awaited.open()
+
+    def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> Coroutine[Any, Any, None]:
+        return aio.close(self._awaited, self.close)
 
     # ---- inside
 
     def _engine(self, verb: str) -> runtime.Runtime:
-        if _get_running_loop() is not None:
+        if not self._opened or _get_running_loop() is not None:
             self._refuse_event_loop(verb)
         if self._closed:
             raise Closed(f"{verb}: the agent {self._agent_id!r} is closed; nothing was sent. Open a new SkialithAgent")
         if self._runtime.pid != runtime.process_id():
             # A forked child: the parent's connections are not ours to touch.
-            self._runtime = runtime.acquire(self._config)
-            self._runtime.note_agent(self._agent_id)
+            self._open()
         self._runtime.check_open()
         return self._runtime
 
     @staticmethod
-    def _refuse_event_loop(verb: str) -> None:
-        spelling = (
-            "asyncio.to_thread(SkialithAgent, ...)"
-            if verb == "SkialithAgent"
-            else f"asyncio.to_thread(agent.{verb}, ...)"
-        )
+    def _refuse_event_loop(verb: str) -> NoReturn:
+        spelling = {
+            "with": "",
+            "history": " and `async for event in agent.history(...)`",
+            "save_event_nowait": " and `asyncio.create_task(agent.save_event(...))`",
+        }.get(verb, f" and `await agent.{verb}(...)`")
         raise BlockingCallInEventLoop(
-            f"{verb} blocks, and this thread runs an asyncio loop: write `await {spelling}`; nothing was sent"
+            f"{verb} blocks, and the agent is used, or was made, on a thread that runs an asyncio loop: write "
+            f"`async with SkialithAgent(...) as agent:`{spelling}; nothing was sent"
         )
-
-    def _deadline(self) -> float:
-        return time.monotonic() + self._config.timeout
-
-
-def _batches(records: list[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        length = len(record.body or b"")
-        if batch and (len(batch) >= APPEND_BATCH_RECORDS or size + length > APPEND_BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += length
-    if batch:
-        yield batch
-
-
-def _batch_failed(agent_id: str, records: list[Record], ticket: Ticket, error: SkialithError) -> BatchFailed:
-    acks = list(ticket.acks)
-    failed = min(len(acks), len(records) - 1)
-    return BatchFailed(
-        f"agent {agent_id!r}: {len(acks)} of {len(records)} events are durable; event {records[failed].record_id!r} "
-        f"(events[{failed}]) failed: {error}",
-        outcome=error.outcome,
-        retryable=error.retryable,
-        failed=failed,
-        acks=acks,
-    )
-
-
-def _event_type(data: Any) -> str:
-    kind = data.get("kind") if isinstance(data, dict) else None
-    return kind[:MAX_EVENT_TYPE_CHARACTERS] if isinstance(kind, str) and kind else "event"
-
-
-def _as_event(entry: Entry) -> Event:
-    record, stored, dead = entry
-    return Event(
-        agent_id=record.agent_id,
-        event_id=record.record_id,
-        step_index=record.step_index,
-        event_type=record.event_type,
-        data=_payload(record),
-        created_at=datetime.fromtimestamp(record.created_us / 1_000_000, timezone.utc),
-        position=record.position,
-        stored=stored,
-        dead=dead,
-    )
-
-
-def _payload(record: Record) -> Any:
-    if record.body is None:
-        raise BodyMissing(
-            f"agent {record.agent_id!r}: the payload of {record.record_id or 'the checkpoint'!r} (sequence "
-            f"{record.position.seq}) is lost: its head is a dead letter without a body, see `skialith dead-letters list`"
-        )
-    return payloads.decode(record.codec, record.body)
-
-
-def _checked_step(argument: str, step: object) -> int:
-    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _MAX_STEP:
-        raise InvalidArgument(
-            f"{argument} must be a whole number from 0 to 2**63-1, not {step!r}",
-            argument=argument,
-        )
-    return step
-
-
-def _position(after: Event | str | None) -> Position:
-    if after is None:
-        return NOWHERE
-    if isinstance(after, Event):
-        return after.position
-    try:
-        time_ns, seq = str(after).split("-")
-        return Position(int(time_ns), int(seq))
-    except ValueError:
-        raise InvalidArgument(
-            f"after must be an Event or its position.cursor(), not {after!r}",
-            argument="after",
-        ) from None
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

@@ -59,6 +59,10 @@ APPEND_WINDOW_RECORDS = 1000
 """Records of one agent that are in flight together on a log without replicas."""
 IDLE_LANES = 10_000
 """Agents that a process remembers without owning them."""
+AWAITED_THREADS = 8
+"""Threads on which a process reads the database, opens and closes for agents whose verbs are awaited."""
+AWAITED_INLINE_BYTES = 256 * 1024
+"""Payloads of an awaited call over this are compressed and cut on one of these threads and not on the caller's loop."""
 RETRY_FIRST_SECONDS = 0.02
 """First pause between two attempts; doubled each time, with full jitter."""
 RETRY_LONGEST_SECONDS = 1.0
@@ -153,6 +157,8 @@ PAYLOAD_PART_BYTES = 1024 * 1024
 """Payloads over this are stored in parts of this size in ``payload_parts``."""
 DATABASE_CONNECT_SECONDS = 5
 """Connect timeout of the database driver."""
+DATABASE_FRESH_SECONDS = 1.0
+"""How long an idle connection is taken to be alive since it answered last; later it is asked before it is used."""
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
 DATABASE_LOCK_SECONDS = 10
@@ -183,6 +189,12 @@ HISTORY_PAGE_RECORDS = 256
 """Records of one page of ``history()``."""
 HISTORY_PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of one page of ``history()`` from the database; one record at least."""
+GRAPH_PAGE_CHECKPOINTS = 50
+"""Checkpoints of a graph that are read at once from the database."""
+GRAPH_KNOWN_VALUES = 100_000
+"""Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
+GRAPH_DROPS_PER_RECORD = 1000
+"""Checkpoints, and channel values, that one record deletes."""
 TRACE_JSON_BYTES = 1024 * 1024
 """Largest JSON document kept in ``agent_traces``; a larger one becomes a marker that says so."""
 TRACE_JSON_DEPTH = 30

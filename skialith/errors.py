@@ -183,6 +183,18 @@ class StoreDataError(StoreError):
     code: int = 0
 
 
+class ChannelValueMissing(StoreError):
+    """A checkpoint refers to values of channels that were deleted (by a prune, or with the thread, while it was written).
+
+    ``thread_id``, ``checkpoint_id``, ``channels``.
+    """
+
+    outcome = "durable"
+    thread_id: str = ""
+    checkpoint_id: str = ""
+    channels: tuple[str, ...] = ()
+
+
 class FlushTimeout(SkialithError):
     """``flush()`` or ``close()`` ran out of time; what is not STORED yet stays DURABLE in the log.
 

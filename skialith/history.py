@@ -278,17 +278,31 @@ def newest_checkpoint(
     The log is read first: what is trimmed from it afterwards is in the database by then. Raises ``StoreUnavailable`` when
     the database does not answer and the log holds no checkpoint, because then nobody can tell whether there is one.
     """
-    found = wal.last_checkpoint(agent_id, deadline)
-    for record in wal.dead_records(agent_id, "checkpoint", deadline):
-        found = _newer(found, record)
+    found = newest_in_log(wal.last_checkpoint(agent_id, deadline), wal.dead_records(agent_id, "checkpoint", deadline))
     try:
-        row = store().latest_checkpoint(namespace, agent_id)
+        row: Record | StoreUnavailable | None = store().latest_checkpoint(namespace, agent_id)
     except StoreUnavailable as error:
+        row = error
+    return newest_of(agent_id, found, row)
+
+
+def newest_in_log(last: Record | None, dead: Sequence[Record]) -> Record | None:
+    """The newer of an agent's last checkpoint in the log and its checkpoints in the dead-letter stream."""
+    for record in dead:
+        last = _newer(last, record)
+    return last
+
+
+def newest_of(
+    agent_id: str, found: Record | None, row: Record | StoreUnavailable | None
+) -> tuple[Record | None, Source, bool]:
+    """What :func:`newest_checkpoint` gives and raises, of what the log and then the database said."""
+    if isinstance(row, StoreUnavailable):
         if found is None:
             raise StoreUnavailable(
-                f"agent {agent_id!r}: the log holds no checkpoint and the database does not answer ({error}), so its state "
+                f"agent {agent_id!r}: the log holds no checkpoint and the database does not answer ({row}), so its state "
                 "cannot be told; nothing is lost, call again when the database is back"
-            ) from error
+            ) from row
         return found, "wal", False
     if row is not None and _newer(found, row) is row:
         return row, "database", True
@@ -301,4 +315,13 @@ def _newer(one: Record | None, other: Record) -> Record:
     return one
 
 
-__all__ = ["NOWHERE", "Entry", "FoundStep", "History", "StepPast", "newest_checkpoint"]
+__all__ = [
+    "NOWHERE",
+    "Entry",
+    "FoundStep",
+    "History",
+    "StepPast",
+    "newest_checkpoint",
+    "newest_in_log",
+    "newest_of",
+]

@@ -22,7 +22,7 @@ _TIMES = (datetime, date, time)
 _SOUND = hasattr(ormsgpack, "Fragment")
 _TEXT_KEYS |= ormsgpack.OPT_SERIALIZE_PYDANTIC if _SOUND else ormsgpack.OPT_PASSTHROUGH_DATACLASS
 _ANY_KEYS = _TEXT_KEYS | ormsgpack.OPT_NON_STR_KEYS
-_COMPRESSION_LEVEL = 3
+COMPRESSION_LEVEL = 3
 # What encode() lets through is far below ormsgpack's own limit of 1022 when it reads.
 _DECODE_DEPTH = 1000
 
@@ -105,6 +105,11 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
     Raises what :func:`encode` raises, and :class:`~skialith.errors.RecordTooLarge` if the encoded size before
     compression is over ``limit`` bytes; nothing was sent.
     """
+    return compressed(plain(value, argument, limit)[1])
+
+
+def plain(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> tuple[Codec, bytes]:
+    """As :func:`pack`, without the compression."""
     body = encode(value, argument)
     size = len(body)
     if size > limit:
@@ -114,9 +119,14 @@ def pack(value: Any, argument: str = "data", limit: int = MAX_RECORD_BYTES) -> t
             size=size,
             limit=limit,
         )
-    if size > COMPRESS_ABOVE_BYTES:
-        smaller = zstandard.ZstdCompressor(level=_COMPRESSION_LEVEL).compress(body)
-        if len(smaller) < size:
+    return Codec.MSGPACK, body
+
+
+def compressed(body: bytes) -> tuple[Codec, bytes]:
+    """Codec and body of a record from its msgpack: zstd above ``COMPRESS_ABOVE_BYTES`` if that is smaller."""
+    if len(body) > COMPRESS_ABOVE_BYTES:
+        smaller = zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(body)
+        if len(smaller) < len(body):
             return Codec.ZSTD_MSGPACK, smaller
     return Codec.MSGPACK, body
 

@@ -19,6 +19,7 @@ class Kind(IntEnum):
 
     EVENT = 1
     CHECKPOINT = 2
+    GRAPH = 3
 
 
 class Codec(IntEnum):
@@ -45,9 +46,10 @@ NOWHERE = Position(0, 0)
 
 
 class Record(NamedTuple):
-    """One event or checkpoint. ``key`` (16 bytes) is its identity everywhere: message id, unique key of its row.
+    """One event, checkpoint or operation on a graph's thread. ``key`` (16 bytes) is its identity: message id, key of its row.
 
-    ``record_id`` is the event id, empty for a checkpoint. ``event_type`` is empty for a checkpoint. ``created_us`` is the
+    ``record_id`` is the event id, empty for a checkpoint. ``event_type`` is empty for a checkpoint. Of an operation
+    (``graphs.record``) ``agent_id`` is the thread's name, ``event_type`` that of the operation. ``created_us`` is the
     caller's clock, Unix microseconds. ``body`` is the payload, encoded as ``codec`` says. ``position`` is set by the log.
     ``body`` is None when the record was read without its large body (see ``Manifest``).
     """

@@ -22,6 +22,7 @@ from .errors import (
     UnsupportedEnvironment,
     WalError,
 )
+from .graph_past import NoThreads, Past, ThreadStore
 from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
@@ -189,11 +190,22 @@ class Runtime:
     def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
+    def stored_checkpoint(self, agent_id: str) -> Record | None:
+        """The newest checkpoint that the database has."""
+        return self._reading().latest_checkpoint(self.config.namespace, agent_id)
+
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
     def steps(self, agent_id: str) -> StepPast:
         return StepPast(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
+
+    def thread(self, thread_id: str | None) -> Past:
+        """A look at a graph's thread, or at all threads."""
+        return Past(self.wal, self._reading_threads, self.config.namespace, thread_id, self.config.timeout)
+
+    def _reading_threads(self) -> ThreadStore:
+        return NoThreads() if isinstance(self._reading(), NothingStored) else self.store
 
     def _reading(self) -> PastStore:
         """The database to read this log's past from: the one its writer feeds, and no other.
@@ -215,9 +227,11 @@ class Runtime:
     def flush(self, timeout: float) -> int:
         """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
         self.wal.flush(timeout)
-        return self._count_dead(time.monotonic() + self.config.timeout)
+        return self.count_dead()
 
-    def _count_dead(self, deadline: float) -> int:
+    def count_dead(self) -> int:
+        """How many of the records that this process appended are dead letters."""
+        deadline = time.monotonic() + self.config.timeout
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
             for agent_id in self._agents:

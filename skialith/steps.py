@@ -8,34 +8,27 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from functools import lru_cache, partial
-from hashlib import blake2b
 from types import CoroutineType, TracebackType
 from typing import Any, TypeVar
 
 from . import payloads
-from .config import (
-    ERROR_TEXT_CHARACTERS,
-    MAX_ID_CHARACTERS,
-    Config,
-    check_id,
-)
+from .config import ERROR_TEXT_CHARACTERS, check_id
 from .errors import InvalidArgument, InvalidPayload, Outcome, RunEnded, SkialithError, StepFailed, StepMismatch
 from .history import FoundStep
-from .records import NOWHERE, STEP, Kind, Record, step_hash, step_key
+from .records import NOWHERE, STEP, Codec, Kind, Record, step_hash, step_key
 from .runtime import Runtime
+from .step_names import escaped, function_name, step_id
 from .step_policy import Policy
 
-_RESERVED = re.compile("[%#/~]")
-"""What ids of steps are made with; in a name each of them becomes ``%XX``."""
-E = TypeVar("E", bound=SkialithError)
 _PLAIN = (type(None), bool, int, float, str)
 """Types of results that come back from their record as they are."""
+
+E = TypeVar("E", bound=SkialithError)
+Pack = Callable[[Any, str], tuple[Codec, bytes]]
 
 _current: ContextVar[StepContext | None] = ContextVar("skialith_step", default=None)
 
@@ -81,43 +74,6 @@ class StepContext:
         return f"<step {self.id!r} of agent {self.agent_id!r}, attempt {self.attempt}>"
 
 
-# ---- what a step is called
-
-
-@lru_cache(maxsize=1024)
-def _escaped(name: str) -> str:
-    return _RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", check_id("name", name))
-
-
-def step_id(scope: str, name: str, n: int) -> str:
-    """The id of the ``n``-th step ``name`` within ``scope`` (id of the outer step, or empty): ``name``, ``name#2``,
-    ``outer/name``.
-
-    What would be longer than an event id becomes its beginning, ``~`` and a hash.
-    """
-    text = f"{scope}/{name}" if scope else name
-    if n > 1:
-        text = f"{text}#{n}"
-    if len(text) <= MAX_ID_CHARACTERS:
-        return text
-    digest = blake2b(text.encode(), digest_size=16).hexdigest()
-    return f"{text[: MAX_ID_CHARACTERS - 1 - len(digest)]}~{digest}"
-
-
-def function_name(function: object) -> str:
-    """``module.qualname`` of a function or method, of what a ``partial`` calls, of the class of another callable.
-
-    Lambdas of one scope are all called alike.
-    """
-    while isinstance(function, partial):
-        function = function.func
-    name = getattr(function, "__qualname__", None)
-    if name is None:
-        function = type(function)
-        name = function.__qualname__
-    return f"{getattr(function, '__module__', None) or 'builtins'}.{name}"
-
-
 # ---- a run and its calls
 
 
@@ -131,13 +87,13 @@ class Run:
         self,
         namespace: str,
         agent_id: str,
-        limit: int,
+        pack: Pack,
         recorded: dict[bytes, FoundStep],
         kept: dict[bytes, Record],
     ) -> None:
         self.namespace = namespace
         self.agent_id = agent_id
-        self.limit = limit
+        self.pack = pack
         self.recorded = recorded
         self.kept = kept
         self.over: BaseException | None = None
@@ -147,7 +103,7 @@ class Run:
 
     def enter(self, name: str, function: object, policy: Policy, step_index: int) -> Call:
         """The next call of the step ``name``. From here on it has its place, whenever its function gets to run."""
-        escaped = _escaped(name) if isinstance(name, str) else check_id("name", name)
+        known = escaped(name) if isinstance(name, str) else check_id("name", name)
         if not callable(function):
             raise InvalidArgument(
                 f"step {name!r}: the function must be callable, not {type(function).__name__}: pass the function and its "
@@ -162,15 +118,15 @@ class Run:
             ) from self.over
         outer = _current.get()
         scope, counts = "", self._counts
-        counted: object = escaped
+        counted: object = known
         if outer is not None:
             # A step of another agent counts within the step that calls it too: when that is replayed, it is not called.
             foreign = outer.agent_id != self.agent_id
-            scope = f"{_escaped(outer.agent_id)}//{outer.id}" if foreign else outer.id
-            counts, counted = outer._inner, (self.namespace, self.agent_id, escaped)
+            scope = f"{escaped(outer.agent_id)}//{outer.id}" if foreign else outer.id
+            counts, counted = outer._inner, (self.namespace, self.agent_id, known)
         with self._lock:
             n = counts[counted] = counts.get(counted, 0) + 1
-        place = step_id(scope, escaped, n)
+        place = step_id(scope, known, n)
         return Call(self, outer, function, policy, name, n, place, step_key(self._hash, place), step_index)
 
 
@@ -246,7 +202,7 @@ class Call:
         run = self._run
         data = {"kind": STEP, "name": self._name, "n": self._n, "function": function_name(self._function), field: value}
         try:
-            codec, body = payloads.pack(data, "", run.limit)
+            codec, body = run.pack(data, "")
         except InvalidArgument as error:
             detail = str(error).lstrip(".") if isinstance(error, InvalidPayload) else f"{field}{error}"
             fate = "the function has run; its result was not sent and is not recorded, so a later run calls it again"
@@ -353,11 +309,15 @@ def _text(error: Exception) -> str:
 
 
 class Steps:
-    """The steps of one agent in this process: its run, which begins with the first step behind each ``resume()``."""
+    """The steps of one agent in this process: its run, which begins with the first step behind each ``resume()``.
 
-    def __init__(self, config: Config, agent_id: str) -> None:
-        self._config = config
+    ``pack`` makes the codec and the body of a record from a payload and the name that errors give it.
+    """
+
+    def __init__(self, namespace: str, agent_id: str, pack: Pack) -> None:
+        self._namespace = namespace
         self._agent_id = agent_id
+        self._pack = pack
         self._locks: dict[int, threading.Lock] = {}
         self._pid = 0
         self._run: Run | None = None
@@ -367,13 +327,17 @@ class Steps:
         """The next step begins a run."""
         self._run = None
 
+    def begun(self, engine: Runtime) -> Run | None:
+        """The run, if there is one."""
+        return self._run if self._pid == engine.pid else None
+
     def run(self, engine: Runtime, own: Callable[[], None]) -> Run:
         """The run; a new one reads what is recorded, behind ``own``, which makes this process the agent's owner.
 
         Raises what ``own`` raises, ``WalUnavailable`` or ``StoreUnavailable``; then there is no run yet.
         """
-        run = self._run
-        if run is not None and self._pid == engine.pid:
+        run = self.begun(engine)
+        if run is not None:
             return run
         # A lock for each process: in a forked child that of the parent may be held for ever.
         with self._locks.setdefault(engine.pid, threading.Lock()):
@@ -383,34 +347,36 @@ class Steps:
             if run is None:
                 own()
                 recorded = engine.steps(self._agent_id).load()
-                limit = self._config.max_record_bytes
-                run = self._run = Run(self._config.namespace, self._agent_id, limit, recorded, self._kept)
+                run = self._run = Run(self._namespace, self._agent_id, self._pack, recorded, self._kept)
             return run
 
 
 def blocking(
-    engine: Runtime, call: Call, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+    check: Callable[[], Runtime], call: Call, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
 ) -> Any:
-    """Do what is left to do of a call, on this thread, and return the step's value."""
+    """Do what is left to do of a call, on this thread, and return the step's value.
+
+    ``check`` gives the engine, or raises if the agent is not to be used any more.
+    """
     if call.found is not None:
-        return call.replay(_whole(engine, call, call.found))
-    record = call.kept or _attempts(engine, call, function, args, named)
+        return call.replay(whole(check(), call, call.found))
+    record = call.kept or _attempts(check, call, function, args, named)
     try:
+        engine = check()
         ack = engine.wal.log.append_one(record, time.monotonic() + engine.config.timeout)
     except BaseException as error:
         said = call.not_recorded(record, error)
         if said is error:
             raise
         raise said from error
-    # Not only this call's own retry: two objects of one agent may be at the same step, and the first record counts.
-    return call.recorded(record, _whole(engine, call, None) if ack.duplicate else None)
+    return call.recorded(record, whole(engine, call, None) if ack.duplicate else None)
 
 
 def _attempts(
-    engine: Runtime, call: Call, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+    check: Callable[[], object], call: Call, function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
 ) -> Record:
     while True:
-        engine.check_open()
+        check()
         try:
             with call:
                 result = function(*args, **named)
@@ -423,7 +389,7 @@ def _attempts(
                 result.close()
                 raise InvalidArgument(
                     f"step {call.id!r}: {function_name(function)} is a coroutine function, which only the awaited agent can "
-                    "await: `await agent.step(...)`; nothing of it has run",
+                    "await: `async with SkialithAgent(...)` and `await agent.step(...)`; nothing of it has run",
                     argument="function",
                 )
             return call.succeeded(result)
@@ -432,8 +398,11 @@ def _attempts(
         time.sleep(outcome)
 
 
-def _whole(engine: Runtime, call: Call, found: FoundStep | None) -> FoundStep:
-    """The recorded step with its body; ``found`` None: wherever it stands."""
+def whole(engine: Runtime, call: Call, found: FoundStep | None) -> FoundStep:
+    """The recorded step with its body; ``found`` None: wherever it stands, because the append met one that was there.
+
+    That need not be an earlier try of the same append: two objects of one agent may be at the same step.
+    """
     if found is not None and found.body is not None:
         return found
     past = engine.steps(call.agent_id)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from ..graphs import Put, Typed
 from ..records import DeadLetter, Position, Record, Trace
 
 
@@ -37,6 +39,47 @@ class StepEntry(NamedTuple):
     key: bytes
     position: Position
     record: Record | None
+
+
+Scope: TypeAlias = tuple[Literal["ns_key", "thread_key", "namespace"], bytes | str]
+"""Which checkpoints of graphs: of one checkpoint namespace, of a thread, of a whole namespace."""
+
+
+class Cell(NamedTuple):
+    """A checkpoint of a graph, without the values of its channels: ``put.blobs`` is empty."""
+
+    key: bytes
+    position: Position
+    put: Put
+
+
+class Graphs(Protocol):
+    """What is read of the threads of graphs in one namespace. Raises as :class:`Store`."""
+
+    def cells(
+        self, scope: Scope, before: tuple[str, bytes] | None, limit: int, run_keys: Sequence[bytes] = ()
+    ) -> list[Cell]:
+        """At most ``limit`` checkpoints in ``scope``, the greatest ids first, those of one id by descending key.
+
+        ``before``: only those behind this id and key in that order. ``run_keys``: only those of these runs.
+        """
+
+    def cell(self, key: bytes) -> Cell | None:
+        """The checkpoint with this key, None if it is not there or was deleted."""
+
+    def contents(
+        self, cell_keys: Sequence[bytes], blob_keys: Sequence[bytes]
+    ) -> tuple[dict[bytes, tuple[Position, Typed]], list[Record]]:
+        """Those of the channel values that are there, by key, and the records of what is pending at the checkpoints, oldest
+        first (agent id and times left out)."""
+
+    def ends(
+        self, thread_keys: Sequence[bytes], cell_keys: Sequence[bytes]
+    ) -> tuple[dict[bytes, Position], dict[bytes, Position]]:
+        """When threads were deleted last and checkpoints put or deleted last, by key; those without a row left out."""
+
+    def dead(self, thread_name: str | None) -> list[Record]:
+        """Dead letters of the writer that are operations on one thread, or on any, and have their body."""
 
 
 class Store(Protocol):
@@ -144,6 +187,12 @@ class Store(Protocol):
 
     def discard_dead_letter(self, sink: str, key: bytes) -> bool:
         """Remove one dead letter; False if it was not there."""
+
+    def graph_settled(self, record: Record) -> bool:
+        """Whether the put or the writes of ``record`` (its body may be lost) are stored, or deleted by a later operation."""
+
+    def graphs(self, namespace: str) -> AbstractContextManager[Graphs]:
+        """The threads of graphs, read over one connection for the length of the block; every question sees the newest commits."""
 
     def close(self) -> None:
         """Close every connection. May be called twice; a closed store raises ``StoreUnavailable``."""

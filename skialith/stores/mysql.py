@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
@@ -14,6 +15,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .. import _rows
 from ..config import (
     DATABASE_CONNECT_SECONDS,
+    DATABASE_FRESH_SECONDS,
     DATABASE_LEAST_PACKET_BYTES,
     DATABASE_LOCK_SECONDS,
     DATABASE_MIGRATION_LOCK_SECONDS,
@@ -47,7 +49,6 @@ class MySqlStore(SqlStore):
     """
 
     name = "mysql"
-    for_update = " FOR UPDATE"
     table_exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
 
     def __init__(self, url: str) -> None:
@@ -63,6 +64,7 @@ class MySqlStore(SqlStore):
         """Autocommit: a snapshot kept between two queries has returned an old checkpoint as the current one."""
         with self._errors(), self._pool.connection() as connection:
             yield _Session(connection)
+            connection.answered_at = time.monotonic()
 
     @contextmanager
     def writing(self) -> Iterator[_Session]:
@@ -72,6 +74,7 @@ class MySqlStore(SqlStore):
             try:
                 yield _Session(connection)
                 connection.commit()
+                connection.answered_at = time.monotonic()
             except BaseException:
                 with suppress(self._driver.MySQLError):
                     connection.rollback()
@@ -157,8 +160,12 @@ class MySqlStore(SqlStore):
                 "set max_allowed_packet to 16M or more on the server"
             )
         connection.longest_statement = min(DATABASE_STATEMENT_BYTES, packet // 2)
+        connection.answered_at = time.monotonic()
 
     def _alive(self, connection: Any) -> bool:
+        """Whether it answers; one that answered just now is not asked again, which would cost as much as a query."""
+        if time.monotonic() - connection.answered_at < DATABASE_FRESH_SECONDS:
+            return True
         try:
             connection.ping()
         except self._driver.MySQLError:
@@ -169,6 +176,7 @@ class MySqlStore(SqlStore):
 class _Session:
     """See ``sql.Session``."""
 
+    for_update = " FOR UPDATE"
     by_agent = " FORCE INDEX (by_agent)"
     # Left alone, MariaDB reads each page of a long history from the agent's first event on.
 

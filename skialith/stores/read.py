@@ -23,7 +23,7 @@ _PARTS_PER_QUERY = 8
 _TRIES = 5
 _EVENTS = ", ".join(rows.EVENT_COLUMNS)
 _CHECKPOINTS = ", ".join(rows.CHECKPOINT_COLUMNS)
-_LETTERS = ", ".join(rows.DEAD_LETTER_COLUMNS)
+LETTERS = ", ".join(rows.DEAD_LETTER_COLUMNS)
 _NEWEST = "ORDER BY store_time_ns DESC, seq DESC LIMIT 1"
 _OLDEST = "ORDER BY store_time_ns, seq LIMIT ?"
 _RAW = slice(9, 12)
@@ -43,15 +43,15 @@ class Queries(Protocol):
         """All rows of a query. Placeholders are ``?``."""
 
 
-class _PartsMissing(Exception):
+class PartsMissing(Exception):
     """Parts of a payload are not there."""
 
 
 def stored(session: Queries, namespace: str, keys: Sequence[bytes]) -> set[bytes]:
     """Those of ``keys`` that have a row, or a dead letter of the writer."""
     found: set[bytes] = set()
-    for some in _some(keys):
-        within = f"record_key IN ({_marks(some)}) AND namespace = ?"
+    for some in some_of(keys):
+        within = f"record_key IN ({marks(some)}) AND namespace = ?"
         dead = session.rows(
             f"SELECT record_key FROM dead_letters WHERE sink = ? AND {within}", (WRITER, *some, namespace)
         )
@@ -71,7 +71,7 @@ def latest_checkpoint(session: Queries, namespace: str, agent_id: str) -> Record
 
     def newest() -> Record | None:
         letters = session.rows(
-            f"SELECT {_LETTERS} FROM dead_letters WHERE namespace = ? AND agent_id = ? AND sink = ? AND kind = ? {_NEWEST}",
+            f"SELECT {LETTERS} FROM dead_letters WHERE namespace = ? AND agent_id = ? AND sink = ? AND kind = ? {_NEWEST}",
             (namespace, agent_id, WRITER, int(Kind.CHECKPOINT)),
         )
         found = session.rows(
@@ -81,10 +81,10 @@ def latest_checkpoint(session: Queries, namespace: str, agent_id: str) -> Record
         row = rows.to_checkpoint(found[0], None) if found else None
         dead = rows.to_letter(letters[0], b"", None).record if letters else None
         if dead is not None and (row is None or dead.position > row.position):
-            return dead._replace(body=_body(session, letters[0][_LETTER_BODY]))
+            return dead._replace(body=body(session, letters[0][_LETTER_BODY]))
         return None if row is None else row._replace(body=_whole(session, row, found[0][_BODY]))
 
-    return _unmoved(newest, agent_id)
+    return unmoved(newest, agent_id)
 
 
 # ---- events
@@ -113,7 +113,7 @@ def events(
         places = sorted(_places(session, agent, after, up_to, limit))[:limit]
         return _load(session, _first(places, max_bytes))
 
-    return _unmoved(page, agent[1])
+    return unmoved(page, agent[1])
 
 
 def _places(
@@ -151,24 +151,24 @@ def _first(places: list[_Place], max_bytes: int | None) -> list[_Place]:
 
 
 def _load(session: Queries, places: list[_Place]) -> list[tuple[Record, bool]]:
-    """The whole records. Raises ``_PartsMissing`` if a dead one is gone."""
+    """The whole records. Raises ``PartsMissing`` if a dead one is gone."""
     found: dict[bytes, Record] = {}
-    for row in _by_key(session, f"{_LETTERS} FROM dead_letters", [place.key for place in places if place.dead], WRITER):
+    for row in _by_key(session, f"{LETTERS} FROM dead_letters", [place.key for place in places if place.dead], WRITER):
         dead = rows.to_letter(row, b"", None).record
         if dead is not None:
-            found[dead.key] = dead._replace(body=_body(session, row[_LETTER_BODY]))
+            found[dead.key] = dead._replace(body=body(session, row[_LETTER_BODY]))
     for row in _by_key(session, f"{_EVENTS} FROM agent_events", [place.key for place in places if not place.dead]):
         event = rows.to_event(row, None)
         found[event.key] = event._replace(body=_whole(session, event, row[_BODY]))
     if any(place.key not in found for place in places):
-        raise _PartsMissing
+        raise PartsMissing
     return [(found[place.key], place.dead) for place in places]
 
 
 def _by_key(session: Queries, what: str, keys: Sequence[bytes], sink: str | None = None) -> Iterator[Row]:
     where, args = ("", ()) if sink is None else ("sink = ? AND ", (sink,))
-    for some in _some(keys):
-        yield from session.rows(f"SELECT {what} WHERE {where}record_key IN ({_marks(some)})", (*args, *some))
+    for some in some_of(keys):
+        yield from session.rows(f"SELECT {what} WHERE {where}record_key IN ({marks(some)})", (*args, *some))
 
 
 def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, ...]]:
@@ -195,7 +195,7 @@ def steps(
         whole = {record.key: record for record, _ in _load(session, wanted)}
         return [StepEntry(place.key, place.position, whole.get(place.key)) for place in places]
 
-    return _unmoved(page, agent[1])
+    return unmoved(page, agent[1])
 
 
 def _step_places(session: Queries, agent: tuple[str, str], after: Position, limit: int) -> Iterator[_Place]:
@@ -247,7 +247,7 @@ def agents(session: Queries, namespace: str, after: str, limit: int) -> list[Age
     """Agents with rows in any table, ordered by the bytes of their id."""
     found: dict[bytes, dict[str, _Group]] = {}
     for table in ("dead_letters", "agent_events", "agent_checkpoints"):
-        alone = f" AND sink = '{WRITER}'" if table == "dead_letters" else ""
+        alone = f" AND sink = '{WRITER}' AND kind <> {int(Kind.GRAPH)}" if table == "dead_letters" else ""
         groups = session.rows(
             f"SELECT agent_id, COUNT(*), MAX(store_time_ns) FROM {table} WHERE namespace = ? AND agent_id > ?{alone} "
             "GROUP BY agent_id ORDER BY agent_id LIMIT ?",
@@ -294,31 +294,31 @@ def letters(session: Queries, namespace: str, sink: str | None, since: Position 
     if since is not None:
         where += " AND store_time_ns >= ? AND (store_time_ns > ? OR seq >= ?)"
         start = (since.time_ns, since.time_ns, since.seq)
-    found = session.rows(f"SELECT {_LETTERS} FROM dead_letters WHERE {where} {_OLDEST}", (*args, *start, limit))
-    return [letter for letter in (_letter(session, row) for row in found) if letter is not None]
+    found = session.rows(f"SELECT {LETTERS} FROM dead_letters WHERE {where} {_OLDEST}", (*args, *start, limit))
+    return [letter for letter in (whole_letter(session, row) for row in found) if letter is not None]
 
 
 def letter(session: Queries, sink: str, key: bytes) -> DeadLetter | None:
     """One dead letter, or None."""
-    found = session.rows(f"SELECT {_LETTERS} FROM dead_letters WHERE sink = ? AND record_key = ?", (sink, key))
-    return _letter(session, found[0]) if found else None
+    found = session.rows(f"SELECT {LETTERS} FROM dead_letters WHERE sink = ? AND record_key = ?", (sink, key))
+    return whole_letter(session, found[0]) if found else None
 
 
-def _letter(session: Queries, row: Row) -> DeadLetter | None:
+def whole_letter(session: Queries, row: Row) -> DeadLetter | None:
     """The letter of a row with its payloads; None if it was replayed or discarded since the row was read."""
     try:
-        return rows.to_letter(row, _body(session, row[_RAW]) or b"", _body(session, row[_LETTER_BODY]))
-    except _PartsMissing:
+        return rows.to_letter(row, body(session, row[_RAW]) or b"", body(session, row[_LETTER_BODY]))
+    except PartsMissing:
         return None
 
 
 # ---- payloads
 
 
-def _body(session: Queries, columns: Row) -> bytes | None:
+def body(session: Queries, columns: Row) -> bytes | None:
     """The payload behind its three columns (inline, size, key of the parts); None if there is none.
 
-    Raises ``_PartsMissing``. Read a few parts at a time, because the driver holds a whole answer in memory beside it.
+    Raises ``PartsMissing``. Read a few parts at a time, because the driver holds a whole answer in memory beside it.
     """
     inline, size, parts_key = columns
     if parts_key is None:
@@ -331,15 +331,15 @@ def _body(session: Queries, columns: Row) -> bytes | None:
         )
         pieces.extend(row[0] for row in found)
     if sum(map(len, pieces)) != size:
-        raise _PartsMissing
+        raise PartsMissing
     return b"".join(pieces)
 
 
 def _whole(session: Queries, record: Record, columns: Row) -> bytes | None:
     """The payload of a stored row, whose parts are never removed."""
     try:
-        return _body(session, columns)
-    except _PartsMissing:
+        return body(session, columns)
+    except PartsMissing:
         raise StoreUnavailable(
             f"{rows.describe(record)}: its row is there, but parts of its payload are missing from payload_parts; something "
             "other than Skialith deleted them, restore them from a backup",
@@ -347,22 +347,22 @@ def _whole(session: Queries, record: Record, columns: Row) -> bytes | None:
         ) from None
 
 
-def _unmoved(read: Callable[[], T], agent_id: str) -> T:
+def unmoved(read: Callable[[], T], agent_id: str) -> T:
     """What ``read`` returns, tried again when a dead letter was replayed or discarded under it."""
     for _ in range(_TRIES):
         try:
             return read()
-        except _PartsMissing:
+        except PartsMissing:
             continue
     raise StoreUnavailable(
         f"agent {agent_id!r}: its dead letters changed {_TRIES} times while they were read; read again"
     )
 
 
-def _some(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+def some_of(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     for start in range(0, len(keys), _KEYS_PER_QUERY):
         yield keys[start : start + _KEYS_PER_QUERY]
 
 
-def _marks(values: Sequence[Any]) -> str:
+def marks(values: Sequence[Any]) -> str:
     return ", ".join("?" * len(values))

@@ -78,6 +78,7 @@ MAX_ID_BYTES = 1020
 _EVENT_TYPE = EVENT_COLUMNS.index("event_type")
 _POSITION = slice(EVENT_COLUMNS.index("store_time_ns"), EVENT_COLUMNS.index("seq") + 1)
 _KINDS = frozenset(map(int, Kind))
+_GRAPH = int(Kind.GRAPH)
 _Keyed = TypeVar("_Keyed", Record, Trace)
 
 
@@ -130,6 +131,15 @@ def in_order(items: Iterable[_Keyed]) -> list[_Keyed]:
     return _rows.in_order(listed, fields.index("key"), fields.index("position"))
 
 
+def by_tables(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Events and checkpoints, and apart from them the operations on graphs' threads."""
+    plain: list[Record] = []
+    operations: list[Record] = []
+    for record in records:
+        (operations if record.kind == _GRAPH else plain).append(record)
+    return plain, operations
+
+
 def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[str, Payload]]]:
     """Rows of the events, rows of the checkpoints, and with its table each large payload that goes with one of them."""
     large: list[tuple[str, Payload]] = []
@@ -162,7 +172,7 @@ def of_record(record: Record) -> tuple[Row, Payload | None]:
 def of_steps(events: list[Row]) -> list[Row]:
     """Rows of ``STEP_COLUMNS`` for those rows of events that record a step."""
     found = []
-    hashes = {}
+    hashes: dict[Row, blake2b] = {}
     for row in _rows.having(events, _EVENT_TYPE, STEP):
         agent = row[1:3]
         begun = hashes.get(agent)
@@ -182,6 +192,8 @@ def check_kinds(records: Iterable[Record]) -> None:
 
 def describe(record: Record) -> str:
     """A record as an error names it."""
+    if record.kind == Kind.GRAPH:
+        return f"{record.event_type} on thread {record.agent_id!r} at {record.position.cursor()}"
     what = "checkpoint" if record.kind == Kind.CHECKPOINT else f"event {record.record_id!r}"
     return f"{what} of agent {record.agent_id!r} at {record.position.cursor()}"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
 from ..records import STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
-from . import read, rows
+from . import graph_read, graphs, read, rows
 from .base import AgentSummary, Counts, StepEntry
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
@@ -27,6 +27,9 @@ class Session(read.Queries, Protocol):
     def run(self, sql: str, args: Sequence[Any] = ()) -> int:
         """Rows changed by a statement."""
 
+    for_update: str
+    """Appended to a query whose rows are to stay as they are until the transaction ends."""
+
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
 
@@ -36,8 +39,6 @@ class SqlStore(ABC):
 
     name: str
     url: str
-    for_update: str
-    """Appended to a query whose rows are to stay as they are until the transaction ends."""
     table_exists: str
     """Query with a table's name for an argument; gives a row if it is there."""
 
@@ -115,13 +116,16 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        events, checkpoints, large = rows.of_records(rows.in_order(records))
+        plain, operations = rows.by_tables(records)
+        events, checkpoints, large = rows.of_records(rows.in_order(plain))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
         if steps := rows.of_steps(events):
             session.insert("agent_steps", rows.STEP_COLUMNS, steps)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
             self._insert_parts(session, table, payload)
+        if operations:
+            graphs.apply(session, operations)
 
     def _insert_parts(self, session: Session, table: str, payload: Payload, sink: str | None = None) -> None:
         """Write the parts of a large payload if the row just inserted is its own and not an earlier one of the same key.
@@ -182,7 +186,7 @@ class SqlStore(ABC):
 
     def _remove_letter(self, session: Session, sink: str, key: bytes) -> bool:
         found = session.rows(
-            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{self.for_update}",
+            f"SELECT raw_parts, body_parts FROM dead_letters WHERE sink = ? AND record_key = ?{session.for_update}",
             (sink, key),
         )
         for parts_key in found[0] if found else ():
@@ -276,6 +280,19 @@ class SqlStore(ABC):
         """One dead letter, or None."""
         with self.reading() as session:
             return read.letter(session, sink, key)
+
+    # ---- threads of graphs
+
+    def graph_settled(self, record: Record) -> bool:
+        """Whether an operation is in the tables, or what it made was deleted."""
+        with self.reading() as session:
+            return graph_read.settled(session, record)
+
+    @contextmanager
+    def graphs(self, namespace: str) -> Iterator[graph_read.GraphTables]:
+        """The threads of graphs, read over one connection."""
+        with self.reading() as session:
+            yield graph_read.GraphTables(session, namespace)
 
 
 class _RollBack(Exception):

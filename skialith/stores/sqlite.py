@@ -41,7 +41,6 @@ class SqliteStore(SqlStore):
     """
 
     name = "sqlite"
-    for_update = ""
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 
     def __init__(self, url: str, *, power: bool = False) -> None:
@@ -137,6 +136,7 @@ class _Connection(sqlite3.Connection):
 class _Session:
     """See ``sql.Session``."""
 
+    for_update = ""  # the transaction has locked all of the file
     by_agent = ""  # it does so by itself
 
     def __init__(self, connection: sqlite3.Connection) -> None:

@@ -96,6 +96,13 @@ class Wire:
         No ``threading.Event``: a signal's handler that raises inside one can leave its lock held, and the loop would hang.
         """
 
+    def when_room(self, callback: Callable[[None], object]) -> bool:
+        """Call ``callback`` once when records left after :meth:`hand_over` found too many, or for no reason; by whatever
+        thread they leave, so it waits for nothing. False if nothing waits that could leave."""
+
+    def forget_room(self, callback: Callable[[None], object]) -> None:
+        """It waits for room no longer."""
+
     # ---- appends
 
     def append(

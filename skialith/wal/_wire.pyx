@@ -86,6 +86,7 @@ cdef class Wire:
     cdef Py_ssize_t _longest_line, _longest_message, _most_records, _most_bytes, _queued_bytes
     cdef PyThread_type_lock _left  # released for each thread that found too many waiting, when some left
     cdef Py_ssize_t _refused
+    cdef dict _roomless  # callbacks of those who wait for room without a thread
 
     def __cinit__(self):
         self._left = PyThread_allocate_lock()
@@ -105,6 +106,7 @@ cdef class Wire:
         self._consumers = {}
         self._rest = bytearray()
         self._ready = deque()
+        self._roomless = {}
 
     # ---- connections
 
@@ -442,6 +444,10 @@ cdef class Wire:
             while self._refused:
                 self._refused -= 1
                 PyThread_release_lock(self._left)
+            if self._roomless:
+                roomless, self._roomless = self._roomless, {}
+                for callback in roomless:
+                    callback(None)
 
     def wait_for_room(self, double seconds):
         cdef long long most_us = <long long> max(0.0, min(seconds, 1.0) * 1e6)
@@ -450,6 +456,15 @@ cdef class Wire:
             status = PyThread_acquire_lock_timed(self._left, most_us, 1)
         if status != PY_LOCK_ACQUIRED:
             PyErr_CheckSignals()
+
+    def when_room(self, callback not None):
+        if not self.queued:
+            return False
+        self._roomless[callback] = None
+        return True
+
+    def forget_room(self, callback not None):
+        self._roomless.pop(callback, None)
 
     # ---- appends
 

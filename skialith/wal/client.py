@@ -19,10 +19,11 @@ from ..errors import (
     WalError,
     WalUnavailable,
 )
+from ..graphs import Operations
 from ..records import Ack, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
-from .lane import Ticket
+from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
 from .loop import LoopThread
@@ -138,9 +139,9 @@ class Wal:
 
     # ---- appending and owning
 
-    def append(self, agent_id: str, records: Sequence[Record], deadline: float) -> Ticket:
-        """Hand over records of one agent, in order. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent."""
-        ticket = Ticket(agent_id, len(records))
+    def append(self, name: LaneName, records: Sequence[Record], deadline: float) -> Ticket:
+        """Hand over records of one lane, in order. Raises ``RecordTooLarge`` or ``WalUnavailable``; nothing was sent."""
+        ticket = Ticket(name, len(records))
         self.log.append(ticket, records, deadline)
         return ticket
 
@@ -153,15 +154,15 @@ class Wal:
 
     def release(self, agent_id: str) -> None:
         """Give an agent up; what goes wrong leaves the lease to age out."""
+        with contextlib.suppress(WalUnavailable):  # the loop thread does not answer
+            self._call(lambda: self.released(agent_id), time.monotonic() + _RELEASE_SECONDS)
 
-        async def release() -> None:
-            try:
-                await asyncio.wait_for(self.log.release(agent_id), _RELEASE_SECONDS)
-            except asyncio.TimeoutError:
-                raise WalUnavailable(f"no answer within {_RELEASE_SECONDS:g} s") from None
-
+    async def released(self, agent_id: str) -> None:
+        """As :meth:`release`; on the loop thread."""
         try:
-            self._call(release, time.monotonic() + _RELEASE_SECONDS)
+            await self._explained(lambda: asyncio.wait_for(self.log.release(agent_id), _RELEASE_SECONDS))
+        except asyncio.TimeoutError:
+            log.info("the lease of agent %r stays until it ages out: no answer in %g s", agent_id, _RELEASE_SECONDS)
         except (WalError, ConfigurationError) as error:
             log.info("the lease of agent %r stays until it ages out: %s", agent_id, error)
 
@@ -183,6 +184,15 @@ class Wal:
 
     def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+
+    def operations(self, thread_name: str | None, deadline: float) -> Operations:
+        """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
+
+        async def read() -> Operations:
+            found, whole = await self.reader.operations(thread_name, deadline)
+            return Operations(found, await self.dead.graphs(thread_name, deadline), whole)
+
+        return self._call(read, deadline)
 
     def anything_stored(self, timeout: float) -> bool:
         """Whether a writer ever acknowledged a record of this log."""
@@ -210,10 +220,11 @@ class Wal:
 
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
-        deadline = time.monotonic() + timeout
-        self._call(lambda: self._flush(self.stream.tally.last_seq, timeout, deadline), deadline)
+        self._call(lambda: self.flushed(timeout), time.monotonic() + timeout)
 
-    async def _flush(self, target: int, timeout: float, deadline: float) -> None:
+    async def flushed(self, timeout: float) -> None:
+        """As :meth:`flush`; on the loop thread."""
+        target, deadline = self.stream.tally.last_seq, time.monotonic() + timeout
         pause = _FLUSH_FIRST_SECONDS
         remaining = -1
         while target:
@@ -304,13 +315,25 @@ class Wal:
             await self.connection.close()
 
     def _call(self, make: Callable[[], Awaitable[T]], deadline: float) -> T:
-        async def run() -> T:
-            try:
-                return await make()
-            except (Disconnected, NoReply, NoResponders) as error:
-                cause: Any = self.connection.last_error or error
-                raise WalUnavailable(f"the log cannot be reached: {cause}") from error
-            except ApiError as error:
-                raise WalUnavailable(f"the log refused a request: {error}") from error
+        return self._thread.call(self._explained(make), _patience(deadline))
 
-        return self._thread.call(run(), max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS)
+    async def ask(self, make: Callable[[], Awaitable[T]], deadline: float, *, whole: bool = False) -> T:
+        """Run one of this package's coroutines, awaited on a loop of the user's, which is not blocked.
+
+        ``whole``: it goes on to its end when the caller is cancelled.
+        """
+        return await self._thread.ask(self._explained(make), _patience(deadline), whole=whole)
+
+    async def _explained(self, make: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await make()
+        except (Disconnected, NoReply, NoResponders) as error:
+            cause: Any = self.connection.last_error or error
+            raise WalUnavailable(f"the log cannot be reached: {cause}") from error
+        except ApiError as error:
+            raise WalUnavailable(f"the log refused a request: {error}") from error
+
+
+def _patience(deadline: float) -> float:
+    """How long to wait for a coroutine that keeps its own deadline."""
+    return max(0.0, deadline - time.monotonic()) + _GRACE_SECONDS

@@ -16,6 +16,8 @@ from .stream import Stream
 _ERROR_CHARACTERS = 500
 """A letter must fit one message beside the record's own, so the reason is kept short here."""
 
+_KINDS = {int(Kind.EVENT): "event", int(Kind.CHECKPOINT): "checkpoint", int(Kind.GRAPH): "graph"}
+
 
 def letter_id(sink: str, key: bytes) -> bytes:
     """The message id of a dead letter."""
@@ -24,9 +26,7 @@ def letter_id(sink: str, key: bytes) -> bytes:
 
 def letter_kind(record: Record | None) -> str:
     """The token of the dead-letter subject that tells what the record was."""
-    if record is None:
-        return "undecodable"
-    return "event" if record.kind == Kind.EVENT else "checkpoint"
+    return "undecodable" if record is None else _KINDS[record.kind]
 
 
 def letter_data(letter: DeadLetter) -> bytes:
@@ -71,7 +71,16 @@ class DeadLetters:
 
     async def for_agent(self, agent_id: str, kind: str, deadline: float) -> list[Record]:
         """The records among one agent's dead letters of sink ``writer``; ``kind`` as :func:`letter_kind` gives it."""
-        letters = await self.read(self._stream.subjects.dead_letter(kind, agent_id), deadline)
+        return await self._records(self._stream.subjects.dead_letter(kind, agent_id), deadline)
+
+    async def graphs(self, thread_name: str | None, deadline: float) -> list[Record]:
+        """The operations on a graph's thread, or on all, among the dead letters of sink ``writer``."""
+        subjects = self._stream.subjects
+        subject = subjects.dead_graphs if thread_name is None else subjects.dead_letter("graph", thread_name)
+        return await self._records(subject, deadline)
+
+    async def _records(self, subject: str, deadline: float) -> list[Record]:
+        letters = await self.read(subject, deadline)
         return [letter.record for letter in letters if letter.record is not None and letter.sink == "writer"]
 
     async def count(self, deadline: float) -> int:

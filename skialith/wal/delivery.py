@@ -18,7 +18,7 @@ from ..errors import Outcome, SkialithError, WalFull, WalRejected, WalUnavailabl
 from ..records import Ack
 from . import frames
 from .api import ApiError, NoResponders, backoff
-from .lane import Entry, Lane
+from .lane import Entry, Lane, who
 from .lease import WRONG_LAST_SEQUENCE, Leases
 from .read import Reader
 from .stream import Stream
@@ -107,9 +107,7 @@ class Delivery:
                 continue
             outcome: Outcome = "unknown" if entry.unknown else "not_written"
             fate = "it may or may not be written, " if entry.unknown else "it was not written, "
-            text = (
-                f"agent {lane.agent_id!r}: no PubAck before the deadline ({cause}); {fate}call again with the same id"
-            )
+            text = f"{who(lane.name)}: no PubAck before the deadline ({cause}); {fate}call again with the same id"
             self.fail(lane, entry, WalUnavailable(text, outcome=outcome))
         return live
 
@@ -118,7 +116,7 @@ class Delivery:
         deadline = min(entry.deadline for entry in group)
         await self._connection.ready(deadline)
         self._check_payload(lane, group)
-        if lane.agent_id != BURIAL_LANE:
+        if lane.name != BURIAL_LANE:
             await self._check_room(lane, sum(entry.size for entry in group), deadline)
         if lane.lease is not None:
             await self._leases.ensure(lane.lease, deadline)
@@ -185,13 +183,13 @@ class Delivery:
     def _overtaken(self, lane: Lane, entry: Entry, answer: bytes | None) -> SkialithError:
         if answer is None:
             return WalUnavailable(
-                f"agent {lane.agent_id!r}: no PubAck, while a later record of this agent is stored; it may or may not be "
+                f"{who(lane.name)}: no PubAck, while a later record of this agent is stored; it may or may not be "
                 "written, call again with the same id",
                 outcome="unknown",
             )
         code, description = _refusal(answer)
         error: SkialithError = WalUnavailable(
-            f"agent {lane.agent_id!r}: the server refused the record ({description}, {code}), while a later one of this agent is "
+            f"{who(lane.name)}: the server refused the record ({description}, {code}), while a later one of this agent is "
             "stored; call again with the same id to save it behind that one",
             outcome="not_written",
         )
@@ -212,7 +210,7 @@ class Delivery:
         elif _is_full(code, description):
             raise Refused(self._full(lane, description))
         elif code not in _RETRY_CODES:
-            text = f"agent {lane.agent_id!r}: the server refused the record: {description} ({code})"
+            text = f"{who(lane.name)}: the server refused the record: {description} ({code})"
             raise Refused(WalRejected(text, code=code))
         raise Again(f"the server answered {description} ({code})")
 
@@ -248,7 +246,7 @@ class Delivery:
         # A large record whose id is there already: from an earlier attempt, or an earlier call.
         entry = group[0]
         entry.unknown = True
-        burial = lane.agent_id == BURIAL_LANE
+        burial = lane.name == BURIAL_LANE
         seq = 0 if burial else await self._reader.find(entry.subject, entry.key, deadline)
         self._note(lane, group, [seq])
         self._acknowledge(lane, entry, Ack(seq, True))
@@ -262,7 +260,7 @@ class Delivery:
         if max(len(part) for entry in group for part in (entry.data, *entry.chunks)) > limit:
             raise Refused(
                 WalUnavailable(
-                    f"agent {lane.agent_id!r}: the server's max_payload is now {self._connection.max_payload:,} bytes, less "
+                    f"{who(lane.name)}: the server's max_payload is now {self._connection.max_payload:,} bytes, less "
                     "than when the record was made; call again with the same id",
                     outcome="not_written",
                 )
@@ -279,7 +277,7 @@ class Delivery:
             raise Refused(self._full(lane))
 
     def _full(self, lane: Lane, detail: str = "") -> WalFull:
-        name = self._stream.dead_name if lane.agent_id == BURIAL_LANE else self._stream.name
+        name = self._stream.dead_name if lane.name == BURIAL_LANE else self._stream.name
         return WalFull(
             f"the log {name} is full ({self._stream.max_bytes:,} bytes{'; ' + detail if detail else ''}): check that a writer "
             "runs and reaches its database (`skialith status`), or raise the stream's max_bytes",
@@ -289,7 +287,7 @@ class Delivery:
     # ---- ends
 
     def _note(self, lane: Lane, group: list[Entry], seqs: list[int]) -> None:
-        if seqs and lane.agent_id != BURIAL_LANE:
+        if seqs and lane.name != BURIAL_LANE:
             self._stream.tally.note(max(seqs), sum(entry.size for entry in group))
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
@@ -303,7 +301,7 @@ class Delivery:
         else:
             lane.queue.remove(entry)
         entry.done = True
-        if lane.agent_id != BURIAL_LANE:
+        if lane.name != BURIAL_LANE:
             self._connection.wire.leave(lane.turn, 1, entry.size)
 
     def _fail_group(self, lane: Lane, group: Sequence[Entry], error: SkialithError) -> None:

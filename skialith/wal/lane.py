@@ -1,4 +1,4 @@
-"""What waits for a PubAck: one lane per agent, one thing in flight per lane."""
+"""What waits for a PubAck: one lane per agent or thread of a graph, one thing in flight per lane."""
 
 from __future__ import annotations
 
@@ -7,12 +7,33 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..errors import SkialithError
-from ..records import Ack
+from ..records import Ack, Kind, Record
 from ._promise import Promise
 from ._waiting import Turn
 from .lease import Lease
+
+
+class Thread(NamedTuple):
+    """Names the lane of a graph's thread, which is no agent, whatever it is called."""
+
+    name: str
+
+
+LaneName: TypeAlias = str | Thread
+"""An agent's id, or a thread."""
+
+
+def lane_name(record: Record) -> LaneName:
+    """The lane that a record goes in."""
+    return Thread(record.agent_id) if record.kind == Kind.GRAPH else record.agent_id
+
+
+def who(name: LaneName) -> str:
+    """A lane as errors name it."""
+    return f"thread {name.name!r}" if isinstance(name, Thread) else f"agent {name!r}"
 
 
 @dataclass(slots=True, eq=False)
@@ -34,20 +55,32 @@ class Entry:
     done: bool = False
 
 
+class Outcome(Protocol):
+    """A ``Promise`` for a thread, or an ``Arrival`` for a coroutine, whose ``wait`` is awaited."""
+
+    done: bool
+    given_up: bool
+
+    def set(self, result: object) -> bool: ...
+    def fail(self, error: BaseException) -> bool: ...
+    def give_up(self) -> bool: ...
+    def wait(self, seconds: float) -> Any: ...
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One call: how many records it has, and what is acknowledged of them, in order.
 
-    ``promise``: what its thread waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
+    ``promise``: what its caller waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
     its error. ``deadline``: of the last record handed over.
     """
 
-    agent_id: str
+    name: LaneName
     count: int
     deadline: float = 0.0
     settle: Callable[[Ack | SkialithError], object] | None = None
     failed: bool = False
-    promise: Promise = field(default_factory=Promise)
+    promise: Outcome = field(default_factory=Promise)
     acks: list[Ack] = field(default_factory=list)
 
     @property
@@ -74,12 +107,12 @@ class Ticket:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """What one agent has waiting. ``turn`` is taken while anything of this agent is in flight, leases included.
+    """What one agent or thread has waiting. ``turn`` is taken while anything of it is in flight, leases included.
 
-    ``subjects``: of its events and its checkpoints.
+    ``subjects``: of an agent's events and checkpoints; of a thread's operations, twice.
     """
 
-    agent_id: str
+    name: LaneName
     subjects: tuple[str, str]
     queue: deque[Entry] = field(default_factory=deque)
     turn: Turn = field(default_factory=Turn)

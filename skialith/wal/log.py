@@ -1,4 +1,4 @@
-"""Appending: one lane per agent, one thing in flight per lane, the same message id at every attempt."""
+"""Appending: one lane per agent or thread, one thing in flight per lane, the same message id at every attempt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from ..errors import AgentFenced, Closed, WalUnavailable
 from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
 from ._wire import LoopClosed, Unsettled
+from .arrival import Arrival
 from .delivery import BURIAL_LANE, Delivery
 from .futures import Futures
-from .lane import Entry, Lane, Ticket, holding
+from .lane import Entry, Lane, LaneName, Thread, Ticket, holding, lane_name, who
 from .lease import Lease, Leases
 from .read import Reader
 from .stream import Stream
@@ -41,7 +42,7 @@ class Log:
         self._futures = Futures()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: dict[LaneName, Lane] = {}
 
     # ---- from any thread
 
@@ -50,7 +51,8 @@ class Log:
 
         If nothing of its agent is in flight and nothing is amiss, the calling thread does all of it itself.
         """
-        lane = self.lanes.get(record.agent_id) or self._lane(record.agent_id)
+        name = lane_name(record)
+        lane = self.lanes.get(name) or self._lane(name)
         unknown = False
         if self._stream.has_room(len(record.body or b"")):
             try:
@@ -65,14 +67,14 @@ class Log:
                     return Ack(*answer)
             except Unsettled:
                 unknown = True
-        ticket = Ticket(record.agent_id, 1)
+        ticket = Ticket(name, 1)
         self.append(ticket, [record], deadline, unknown=unknown)
         return self.wait(ticket)[0]
 
     def append_nowait(self, record: Record, deadline: float) -> Future[Ack]:
         """Hand over one record, behind what its agent has waiting; the future gives its ``Ack`` or its error."""
         future = self._futures.make()
-        self.append(Ticket(record.agent_id, 1, settle=partial(self._futures.settle, future)), [record], deadline)
+        self.append(Ticket(lane_name(record), 1, settle=partial(self._futures.settle, future)), [record], deadline)
         return future
 
     def append(self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False) -> None:
@@ -81,41 +83,65 @@ class Log:
         Blocks while the process has too much waiting. Raises ``RecordTooLarge`` or ``WalUnavailable``; these records were
         not sent. ``unknown``: they were sent before, without an answer.
         """
-        pair = self._lane(ticket.agent_id).subjects
+        entries = self.entries(ticket, records, deadline, unknown=unknown)
+        while not self.offer(entries):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _no_room(ticket, unknown=unknown)
+            self._connection.wire.wait_for_room(min(left, _ROOM_SECONDS))
+
+    def entries(
+        self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False
+    ) -> list[Entry]:
+        """Records of a call, ready to be handed over. Raises ``RecordTooLarge``."""
+        pair = self._lane(ticket.name).subjects
         subjects, max_payload = self._stream.subjects, self._connection.max_payload
         entries = []
-        size = 0
         for record in records:
             subject = pair[record.kind == Kind.CHECKPOINT]
             entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
             entry.unknown = unknown
-            size += entry.size
             entries.append(entry)
         ticket.deadline = deadline
-        while not self._hand_over(entries, size):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise WalUnavailable(
-                    f"agent {ticket.agent_id!r}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait "
-                    "for PubAcks and none came before the deadline; call again later",
-                    outcome="unknown" if unknown else "not_written",
-                )
-            self._connection.wire.wait_for_room(min(left, _ROOM_SECONDS))
+        return entries
+
+    def offer(self, entries: list[Entry]) -> bool:
+        """Hand them over, unless too much is waiting."""
+        return self._hand_over(entries, sum(entry.size for entry in entries))
 
     def wait(self, ticket: Ticket) -> list[Ack]:
         """One ``Ack`` per record, in order. Raises the call's error; interruptible, and Ctrl-C gives the call up."""
-        seconds = max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS
         try:
-            acks: list[Ack] = ticket.promise.wait(seconds)
+            acks: list[Ack] = ticket.promise.wait(_patience(ticket))
             return acks
         except TimeoutError as error:
-            raise WalUnavailable(
-                f"agent {ticket.agent_id!r}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be "
-                "written, call again with the same id",
-                outcome="unknown",
-            ) from error
+            raise _no_answer(ticket) from error
         finally:
             ticket.promise.give_up()  # After Ctrl-C: what was not sent yet is not sent any more.
+
+    # ---- from a loop of the user's, which is never blocked
+
+    async def room(self, ticket: Ticket) -> None:
+        """Return when it is worth while to offer again. Raises ``WalUnavailable`` at the ticket's deadline."""
+        left = ticket.deadline - time.monotonic()
+        if left <= 0:
+            raise _no_room(ticket)
+        wire, room = self._connection.wire, Arrival()
+        if wire.when_room(room.set):
+            try:
+                await room.wait(left)
+            except TimeoutError:
+                raise _no_room(ticket) from None
+            finally:
+                wire.forget_room(room.set)
+
+    async def awaited(self, ticket: Ticket) -> list[Ack]:
+        """As :meth:`wait`; a cancelled call gives its records up."""
+        try:
+            acks: list[Ack] = await ticket.promise.wait(_patience(ticket))
+            return acks
+        except TimeoutError as error:
+            raise _no_answer(ticket) from error
 
     def drained(self, deadline: float) -> bool:
         """Wait until every call has its PubAck or its error; False at the deadline."""
@@ -142,10 +168,14 @@ class Log:
 
     def _hand_over(self, entries: list[Entry], size: int) -> bool:
         """False if too much is waiting. A signal's exception gives the call up, not the records' place in the order."""
-        lane = self._lane(entries[0].ticket.agent_id)
-        records = 0 if lane.agent_id == BURIAL_LANE else len(entries)
+        lane = self._lane(entries[0].ticket.name)
+        records = 0 if lane.name == BURIAL_LANE else len(entries)
         try:
-            return self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))
+            while not (taken := self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))):
+                if not lane.turn.retired:
+                    break
+                lane = self._lane(lane.name)  # it was forgotten just now
+            return taken
         except LoopClosed:
             self._refuse(lane, entries)
             return True
@@ -153,16 +183,20 @@ class Log:
             entries[0].ticket.promise.give_up()
             raise
 
-    def _lane(self, agent_id: str) -> Lane:
-        lane = self.lanes.get(agent_id)
+    def _lane(self, name: LaneName) -> Lane:
+        lane = self.lanes.get(name)
         if lane is None:
-            subjects = self._stream.subjects
-            pair = (subjects.event(agent_id), subjects.checkpoint(agent_id)) if agent_id else ("", "")
-            new = Lane(agent_id, pair)
-            if agent_id != BURIAL_LANE:
+            new = Lane(name, self._subjects(name))
+            if name != BURIAL_LANE:
                 new.turn.permit(b"", 0)
-            lane = self.lanes.setdefault(agent_id, new)
+            lane = self.lanes.setdefault(name, new)
         return lane
+
+    def _subjects(self, name: LaneName) -> tuple[str, str]:
+        subjects = self._stream.subjects
+        if isinstance(name, Thread):
+            return (subjects.graph(name.name),) * 2
+        return (subjects.event(name), subjects.checkpoint(name)) if name != BURIAL_LANE else ("", "")
 
     # ---- on the loop
 
@@ -180,7 +214,7 @@ class Log:
 
     def _refuse(self, lane: Lane, entries: list[Entry]) -> None:
         for entry in entries:
-            if lane.agent_id != BURIAL_LANE:
+            if lane.name != BURIAL_LANE:
                 self._connection.wire.leave(lane.turn, 1, entry.size)
             if not entry.ticket.failed:
                 entry.ticket.fail(_closed(entry))
@@ -216,7 +250,7 @@ class Log:
     def _permit(self, lane: Lane) -> None:
         lease, connection = lane.lease, self._connection
         if lease is None:
-            lane.turn.permit(None if lane.agent_id == BURIAL_LANE else b"", 0)
+            lane.turn.permit(None if lane.name == BURIAL_LANE else b"", 0)
         elif (
             connection.wire.is_open
             and lease.lost is None
@@ -232,7 +266,7 @@ class Log:
             if len(self.lanes) <= IDLE_LANES:
                 return
             if lane.lease is None and not lane.holders and not lane.running and lane.turn.retire():
-                self.lanes.pop(lane.agent_id)
+                self.lanes.pop(lane.name)
 
     # ---- ownership
 
@@ -252,7 +286,7 @@ class Log:
             lane.lease = lease
             return lease
 
-    async def release(self, agent_id: str) -> None:
+    async def release(self, agent_id: LaneName) -> None:
         """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""
         lease = self._lane(agent_id).lease
         if lease is not None:
@@ -260,7 +294,7 @@ class Log:
             if lease.users <= 0:
                 await self._give_up(agent_id)
 
-    async def _give_up(self, agent_id: str) -> None:
+    async def _give_up(self, agent_id: LaneName) -> None:
         """Without its lease, what still waits would be written behind a next owner's back."""
         async with self._owning(agent_id, after_all=True) as lane:
             lease = lane.lease
@@ -280,8 +314,8 @@ class Log:
                         await self._leases.renew(held.lease, deadline)
 
     @asynccontextmanager
-    async def _owning(self, agent_id: str, *, after_all: bool = False) -> AsyncIterator[Lane]:
-        lane = self._lane(agent_id)
+    async def _owning(self, name: LaneName, *, after_all: bool = False) -> AsyncIterator[Lane]:
+        lane = self._lane(name)
         lane.holders += 1
         try:
             while after_all and lane.turn.waiting:  # noqa: ASYNC110 - it is counted in C, by whatever thread
@@ -296,7 +330,7 @@ class Log:
         for lane in list(self.lanes.values()):
             if lane.lease is not None:
                 lane.lease.users = 1
-                await self.release(lane.agent_id)
+                await self.release(lane.name)
 
     async def close(self) -> None:
         """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome, later ones ``Closed``."""
@@ -312,9 +346,29 @@ class Log:
         self._futures.close()
 
 
+def _patience(ticket: Ticket) -> float:
+    return max(0.0, ticket.deadline - time.monotonic()) + _GRACE_SECONDS
+
+
+def _no_room(ticket: Ticket, *, unknown: bool = False) -> WalUnavailable:
+    return WalUnavailable(
+        f"{who(ticket.name)}: {MAX_QUEUED_RECORDS} records or {MAX_QUEUED_BYTES} bytes of this process wait for PubAcks "
+        "and none came before the deadline; call again later",
+        outcome="unknown" if unknown else "not_written",
+    )
+
+
+def _no_answer(ticket: Ticket) -> WalUnavailable:
+    return WalUnavailable(
+        f"{who(ticket.name)}: no PubAck {_GRACE_SECONDS:.0f} s after the deadline; it may or may not be written, call "
+        "again with the same id",
+        outcome="unknown",
+    )
+
+
 def _closed(entry: Entry) -> Closed:
     fate = "it may or may not be written" if entry.unknown else "nothing was sent"
     return Closed(
-        f"agent {entry.ticket.agent_id!r}: the log was closed before the record was durable; {fate}",
+        f"{who(entry.ticket.name)}: the log was closed before the record was durable; {fate}",
         outcome="unknown" if entry.unknown else "not_written",
     )

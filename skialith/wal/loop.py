@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import Closed, WalUnavailable
 from ._link import tell
 from ._promise import Promise
+from .arrival import Arrival
+from .lane import Outcome
 
 T = TypeVar("T")
 
@@ -26,23 +28,35 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 class _Call:
-    """One coroutine that another thread waits for."""
+    """One coroutine that another thread or loop waits for. ``whole``: it runs to its end although nobody waits any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coroutine: Coroutine[Any, Any, Any],
+        promise: Outcome,
+        *,
+        whole: bool = False,
+    ) -> None:
         self._loop = loop
         self._coroutine = coroutine
         self._task: asyncio.Task[Any] | None = None
-        self.promise = Promise()
+        self._whole = whole
+        self.promise = promise
 
     def start(self) -> None:
-        if self.promise.given_up:
+        if self.promise.given_up and not self._whole:
             self._coroutine.close()
         elif self._task is None:  # else a signal came between, and it was told twice
             self._task = self._loop.create_task(self._coroutine)
             self._task.add_done_callback(self._settle)
 
+    def drop(self) -> None:
+        """It was not begun."""
+        self._coroutine.close()
+
     def cancel(self) -> None:
-        if self._task is not None:
+        if self._task is not None and not self._whole:
             self._task.cancel()
 
     def _settle(self, task: asyncio.Task[Any]) -> None:
@@ -95,20 +109,43 @@ class LoopThread:
         ``WalUnavailable`` with outcome ``unknown``. After Ctrl-C the coroutine is cancelled. Raises ``Closed`` when the loop
         has stopped.
         """
-        call = _Call(self._loop, coroutine)
+        call = _Call(self._loop, coroutine, promise := Promise())
         try:
-            if self._stopped or not tell(self._loop.call_soon_threadsafe, (call.start,)):
-                coroutine.close()
-                raise Closed("Skialith is closed: the call was made after close() or during interpreter exit")
-            result: T = call.promise.wait(timeout)
+            self._begin(call)
+            result: T = promise.wait(timeout)
             return result
         except TimeoutError as error:
-            if not call.promise.give_up():
-                raise
-            raise WalUnavailable(f"no answer from the loop thread within {timeout:.1f} s", outcome="unknown") from error
+            self._overdue(call, timeout, error)
         finally:
-            if call.promise.give_up() or call.promise.given_up:
-                tell(self._loop.call_soon_threadsafe, (call.cancel,))
+            self._end(call)
+
+    async def ask(self, coroutine: Coroutine[Any, Any, T], timeout: float, *, whole: bool = False) -> T:
+        """As :meth:`call`, awaited on a loop of the user's, which is not blocked. ``whole``: when the caller is cancelled, the
+        coroutine goes on to its end."""
+        call = _Call(self._loop, coroutine, arrival := Arrival(), whole=whole)
+        try:
+            self._begin(call)
+            result: T = await arrival.wait(timeout)
+            return result
+        except TimeoutError as error:
+            self._overdue(call, timeout, error)
+        finally:
+            self._end(call)
+
+    def _begin(self, call: _Call) -> None:
+        if self._stopped or not tell(self._loop.call_soon_threadsafe, (call.start,)):
+            call.drop()
+            raise Closed("Skialith is closed: the call was made after close() or during interpreter exit")
+
+    def _end(self, call: _Call) -> None:
+        if call.promise.give_up() or call.promise.given_up:
+            tell(self._loop.call_soon_threadsafe, (call.cancel,))
+
+    @staticmethod
+    def _overdue(call: _Call, timeout: float, error: TimeoutError) -> NoReturn:
+        if not call.promise.give_up() and not call.promise.given_up:
+            raise error  # the coroutine's own
+        raise WalUnavailable(f"no answer from the loop thread within {timeout:.1f} s", outcome="unknown") from error
 
     def stop(self) -> None:
         """Stop the loop and join its thread. May be called twice, and before ``start``."""

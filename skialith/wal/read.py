@@ -103,6 +103,32 @@ class Reader:
                 query.pop("start_time", None)
                 query["seq"] = last + 1
 
+    async def operations(self, thread_name: str | None, deadline: float) -> tuple[list[Record], bool]:
+        """The operations on a graph's thread, or on all, that are in the log, oldest first, with their bodies.
+
+        The flag is False if the body of one was missed: then that one was stored and trimmed since its head was read, or is
+        torn, and only the database tells.
+        """
+        subjects = self._stream.subjects
+        subject = subjects.graphs if thread_name is None else subjects.graph(thread_name)
+        query: dict[str, Any] = {"next_by_subj": subject, "batch": HISTORY_PAGE_RECORDS, "max_bytes": self.page_bytes()}
+        found: list[Record] = []
+        whole, seq = True, 1
+        while True:
+            messages = await self.direct(self._stream.name, {**query, "seq": seq}, deadline)
+            for message in messages:
+                record = self._record(message)
+                seq = record.position.seq + 1
+                if record.kind != Kind.GRAPH or thread_name not in (None, record.agent_id):
+                    continue
+                try:
+                    found.append(await self.with_body(record, deadline))
+                except BodyMissing:
+                    whole = False
+            more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
+            if not more and not await self._lags(subject, seq - 1, NOWHERE, deadline):
+                return found, whole
+
     async def _lags(self, subject: str, last: int, after: Position, deadline: float) -> bool:
         """Whether the leader has a message behind ``last`` that the replica which answered did not have yet."""
         if self._stream.replicas == 1:

@@ -48,6 +48,7 @@ class Subjects:
         self.chunks = f"{root}.chunk.>"
         self.leases = f"{root}.lease.>"
         self.dead = f"{root}.dead.>"
+        self.dead_graphs = f"{root}.dead.graph.>"
         self.dead_chunks = f"{root}.deadchunk.>"
         self._root = root
 
@@ -56,6 +57,9 @@ class Subjects:
 
     def checkpoint(self, agent_id: str) -> str:
         return f"{self._root}.log.checkpoint.{_fastpath.subject_token(agent_id)}"
+
+    def graph(self, thread_name: str) -> str:
+        return f"{self._root}.log.graph.{_fastpath.subject_token(thread_name)}"
 
     def chunk(self, agent_id: str) -> str:
         return f"{self._root}.chunk.{_fastpath.subject_token(agent_id)}"

@@ -83,6 +83,8 @@ class EventDatabase(Database, Protocol):
 
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
 
+    def graph_settled(self, record: Record) -> bool: ...
+
 
 class TraceDatabase(Database, Protocol):
     """What the trace sink needs of a store."""
@@ -108,7 +110,7 @@ class _DatabaseSink:
 
 
 class EventSink(_DatabaseSink):
-    """Events and checkpoints, exactly as they were saved, into ``agent_events`` and ``agent_checkpoints``."""
+    """Events and checkpoints, exactly as they were saved, and operations on graphs' threads, into their tables."""
 
     name = "writer"
     kinds = frozenset(map(int, Kind))
@@ -125,7 +127,11 @@ class EventSink(_DatabaseSink):
             return record._replace(body=source.read_body(record))
         except BodyMissing:
             # Asked after the body was missed: whoever trimmed it had committed the record before.
-            if self._store.stored(record.namespace, [record.key]):
+            if record.kind == Kind.GRAPH:
+                stored = self._store.graph_settled(record)
+            else:
+                stored = bool(self._store.stored(record.namespace, [record.key]))
+            if stored:
                 return None
             raise
 

@@ -17,7 +17,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import faults, signalled, stepping
+from . import awaited, faults, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -142,6 +142,12 @@ def steps(options: Options) -> None:
         stepping.run(options, notebook, agent)
 
 
+def await_(options: Options) -> None:
+    """Agents whose verbs are awaited, see :mod:`awaited`."""
+    faults.install(options.die, options.freeze, options.break_)
+    awaited.work(options, Notebook(Path(options.folder), options.name), on_term())
+
+
 def fork(options: Options) -> None:
     """An agent that is open before the fork; then parent and children write, and ``first`` of them exits first."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
@@ -228,6 +234,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "fork": fork,
     "steps": steps,
     "interrupt": interrupt,
+    "await": await_,
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from skialith import AgentFenced, AgentState, SkialithAgent, SkialithError
 from skialith.records import Ack
@@ -40,7 +40,7 @@ class Options:
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
-    ``forks``, ``first``: see ``fork``.
+    ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -64,6 +64,8 @@ class Options:
     break_: str = ""
     forks: int = 0
     first: str = "child"
+    cancels: float = 0.0
+    loop: Literal["asyncio", "uvloop"] = "asyncio"
 
     def text(self) -> str:
         return json.dumps(asdict(self))

@@ -275,7 +275,7 @@ def test_inside_a_running_loop_the_error_names_the_async_spelling(open_agent: Op
     agent = open_agent()
 
     async def main() -> None:
-        with pytest.raises(BlockingCallInEventLoop, match=r"asyncio\.to_thread\(agent\.save_event"):
+        with pytest.raises(BlockingCallInEventLoop, match=r"async with SkialithAgent\(.*await agent\.save_event\("):
             agent.save_event("e", {})
         ack = await asyncio.to_thread(agent.save_event, "e", {})
         assert ack.seq > 0

@@ -34,9 +34,9 @@ from skialith.config import MAX_ID_CHARACTERS, STEP_RETRIES
 from skialith.errors import BodyMissing, SkialithError
 from skialith.history import FoundStep
 from skialith.records import NOWHERE, STEP, Ack, Position, Record, is_step, step_hash, step_key
+from skialith.step_names import escaped, function_name, step_id
 from skialith.step_policy import ONCE, Policy
-from skialith.steps import Run, blocking, function_name, step_id
-from skialith.steps import _escaped as escaped
+from skialith.steps import Run, blocking
 
 
 class Engine:
@@ -58,17 +58,19 @@ class Engine:
             for n, (key, record) in enumerate(self.records.items(), 1)
             if record.agent_id == agent_id
         }
-        self.agents[agent_id] = Run("ns", agent_id, limit, found, self.kept)
+        self.agents[agent_id] = Run(
+            "ns", agent_id, lambda data, name: payloads.pack(data, name, limit), found, self.kept
+        )
         return self.agents[agent_id]
 
     def step(
         self, name: str, function: Any, *args: Any, policy: Policy = ONCE, agent_id: str = "agent", **named: Any
     ) -> Any:
         call = self.agents[agent_id].enter(name, function, policy, 7)
-        return blocking(self, call, function, args, named)  # type: ignore[arg-type]
+        return blocking(self.check, call, function, args, named)
 
-    def check_open(self) -> None:
-        pass
+    def check(self) -> Any:
+        return self
 
     def steps(self, agent_id: str) -> Any:
         return SimpleNamespace(find=self._find, read=lambda key, step_id, position: self._find(key, step_id))
@@ -314,11 +316,11 @@ def test_of_two_at_one_step_the_first_record_counts(engine: Engine) -> None:
     """Two objects of one agent, each with a run of its own."""
     first, second = engine.run(), engine.run()
     ask = Counted()
-    values = [blocking(engine, run.enter("s", ask, ONCE, 0), ask, (), {}) for run in (first, second)]  # type: ignore[arg-type]
+    values = [blocking(engine.check, run.enter("s", ask, ONCE, 0), ask, (), {}) for run in (first, second)]
     assert values == [1, 1]
     assert ask.calls == 2
     with pytest.raises(StepMismatch):
-        blocking(engine, engine.run().enter("s", int, ONCE, 0), int, (), {})  # type: ignore[arg-type]
+        blocking(engine.check, engine.run().enter("s", int, ONCE, 0), int, (), {})
 
 
 # ---- errors and retries

@@ -16,13 +16,13 @@ import pytest
 from skialith import _rows
 from skialith.errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
 from skialith.records import Position
-from skialith.stores import read
+from skialith.stores import migrate, read
 from skialith.stores.mysql import MySqlStore
 from skialith.stores.mysql_errors import CONNECTION_ERRORS, DATA_ERRORS, translate
 
 from ..fixtures.mariadb import USER, MariaDB
 from ..fixtures.nats import wait_until
-from ..fixtures.stores import MIGRATIONS, NAMESPACE, TABLES, checkpoint, event, letter, noise, step, trace
+from ..fixtures.stores import NAMESPACE, TABLES, checkpoint, event, letter, noise, step, trace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -441,7 +441,7 @@ def test_a_migration_waits_for_another_and_not_for_ever(own_server: MariaDB, mon
     store, other = MySqlStore(own_server.url("migrated")), MySqlStore(own_server.url("migrated"))
     with other.migrating(), pytest.raises(StoreUnavailable, match="another process has been migrating"):
         store.migrate()
-    assert store.migrate() == [version for version, _ in MIGRATIONS]
+    assert store.migrate() == [migration.version for migration in migrate.load("mysql")]
     store.close()
 
 

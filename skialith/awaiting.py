@@ -1,0 +1,237 @@
+"""What awaited verbs are made of: calls in threads, appends, and the use of a runtime; none of it blocks the user's loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from functools import partial
+from inspect import isawaitable
+from typing import Any, TypeVar
+
+from . import payloads, runtime, threads
+from .config import AWAITED_INLINE_BYTES, Config
+from .errors import Closed, WalUnavailable
+from .records import Ack, Codec, Kind, Record
+from .steps import Call, whole
+from .wal.arrival import Arrival
+from .wal.client import Wal
+from .wal.lane import Ticket, lane_name, who
+
+T = TypeVar("T")
+
+
+async def in_thread(call: Callable[[], T], seconds: float | None = None) -> T:
+    """The result of ``call()``, made on one of the few threads for what blocks.
+
+    When it is cancelled, or after ``seconds`` (then ``TimeoutError``), a call that has not begun is not made; one that has
+    goes on, and nobody hears of its result.
+    """
+    arrival = Arrival()
+    threads.start(call, arrival)
+    result: T = await arrival.wait(seconds)
+    return result
+
+
+async def hand_over(
+    engine: runtime.Runtime, ticket: Ticket, records: list[Record], deadline: float, check: Callable[[], object]
+) -> None:
+    """Hand over the next records of a call, in order, as soon as there is room. Their bodies are not compressed yet.
+
+    ``ticket``: with an ``Arrival`` for its promise. ``check``: asked right before, raises if they are not wanted any more.
+    Raises ``RecordTooLarge`` or ``WalUnavailable``; these records were not sent.
+    """
+    log = engine.wal.log
+
+    def ready() -> Any:
+        return log.entries(ticket, [_compressed(record) for record in records], deadline)
+
+    if sum(len(record.body or b"") for record in records) <= AWAITED_INLINE_BYTES:
+        entries = ready()
+    else:
+        try:
+            entries = await in_thread(ready, deadline - time.monotonic())
+        except TimeoutError:
+            raise WalUnavailable(
+                f"{who(ticket.name)}: the record could not be packed before the deadline, all threads are busy; call again"
+            ) from None
+    check()
+    while not log.offer(entries):
+        await log.room(ticket)
+        check()
+
+
+async def append(engine: runtime.Runtime, record: Record, deadline: float) -> Ack:
+    """Append one record, whose body is not compressed yet, and return at DURABLE. Raises the record's error.
+
+    A record of a call that was cancelled is not sent if it was not yet.
+    """
+    ticket = Ticket(lane_name(record), 1, promise=Arrival())
+    try:
+        await hand_over(engine, ticket, [record], deadline, engine.check_open)
+        return (await engine.wal.log.awaited(ticket))[0]
+    finally:
+        ticket.promise.give_up()
+
+
+def _compressed(record: Record) -> Record:
+    if record.codec != Codec.MSGPACK or record.body is None or record.kind == Kind.GRAPH:
+        return record  # the values of a graph's operation are compressed one by one
+    codec, body = payloads.compressed(record.body)
+    return record if body is record.body else record._replace(codec=codec, body=body)
+
+
+async def step(
+    engine: runtime.Runtime,
+    call: Call,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    append: Callable[[Record], Coroutine[Any, Any, Ack]],
+) -> Any:
+    """Do what is left to do of a call of a step, and return its value: :func:`steps.blocking`, awaited."""
+    found = call.found
+    if found is not None:
+        if found.body is None:
+            found = await in_thread(partial(whole, engine, call, found))
+        return await _inline(found.body, partial(call.replay, found))
+    record = call.kept or await _attempts(engine, call, function, args, named)
+    ack = await _recorded(call, record, append)
+    there = await in_thread(partial(whole, engine, call, None)) if ack.duplicate else None
+    return await _inline(record.body, partial(call.recorded, record, there))
+
+
+async def _inline(body: bytes | None, make: Callable[[], T]) -> T:
+    """``make()``, in a thread if its body is large."""
+    return make() if len(body or b"") <= AWAITED_INLINE_BYTES else await in_thread(make)
+
+
+async def _attempts(
+    engine: runtime.Runtime,
+    call: Call,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+) -> Record:
+    while True:
+        engine.check_open()
+        try:
+            with call:
+                result = function(*args, **named)
+                if isawaitable(result):
+                    result = await result
+        except Exception as error:
+            outcome = call.failed(error)
+            if outcome is None:
+                raise
+        else:
+            return call.succeeded(result)
+        if isinstance(outcome, Record):
+            return outcome
+        await asyncio.sleep(outcome)
+
+
+async def _recorded(call: Call, record: Record, append: Callable[[Record], Coroutine[Any, Any, Ack]]) -> Ack:
+    """Append a step's record. A caller that is cancelled does not stop it: the function has run."""
+    task = asyncio.ensure_future(append(record))
+    _appending.add(task)
+    task.add_done_callback(_appending.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(partial(_nobody_hears, call, record))
+        raise
+    except Exception as error:
+        raise call.not_recorded(record, error) from error
+
+
+_appending: set[asyncio.Task[Ack]] = set()
+"""A loop holds its tasks by weak references only."""
+
+
+def _nobody_hears(call: Call, record: Record, task: asyncio.Task[Ack]) -> None:
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if error is not None:
+        call.not_recorded(record, error)
+
+
+async def made_anyway(call: Callable[[], object]) -> None:
+    """Wait for a call that is made whatever becomes of the caller."""
+    arrival = Arrival()
+
+    def make() -> None:
+        try:
+            call()
+        except BaseException as error:
+            if not arrival.fail(error):
+                raise
+        else:
+            arrival.set(None)
+
+    threads.start(make)
+    await arrival.wait(None)
+
+
+class Hold:
+    """One agent's use of a runtime, taken once and given back once, whatever is cancelled meanwhile. Both block."""
+
+    def __init__(self, config: Config, agent_id: str) -> None:
+        self.engine: runtime.Runtime | None = None
+        self.ownership: Ownership
+        self._config = config
+        self._agent_id = agent_id
+        self._lock = threading.Lock()
+        self._over = False
+
+    def take(self) -> runtime.Runtime:
+        engine = runtime.acquire(self._config)
+        engine.note_agent(self._agent_id)
+        with self._lock:
+            if not self._over:
+                self.ownership = Ownership(engine.wal, self._agent_id)
+                self.engine = engine
+                return engine
+        engine.release()
+        raise Closed(f"the agent {self._agent_id!r} was closed while it was opened; nothing was sent")
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._over = True
+            engine, self.engine = self.engine, None
+        if engine is not None and not engine.closed:
+            engine.release()
+
+
+class Ownership:
+    """Whether one agent object counts as a user of its agent's lease: once, however often it resumes and whatever is
+    cancelled. Claims run to their end, so that none leaves a lease that nobody knows of. Lives on the runtime's loop.
+    """
+
+    def __init__(self, wal: Wal, agent_id: str) -> None:
+        self._wal = wal
+        self._agent_id = agent_id
+        self._turn = asyncio.Lock()
+        self._owner = False
+        self._over = False
+        self.wanted = False
+        """Whether a claim was ever asked for; belongs to the user's loop."""
+
+    @property
+    def owner(self) -> bool:
+        return self._owner
+
+    async def claim(self, deadline: float) -> None:
+        async with self._turn:
+            if not self._over:
+                await self._wal.log.claim(self._agent_id, deadline)
+                if self._owner:
+                    await self._wal.released(self._agent_id)
+                self._owner = True
+
+    async def give_up(self) -> None:
+        self._over = True
+        async with self._turn:
+            if self._owner:
+                self._owner = False
+                await self._wal.released(self._agent_id)
