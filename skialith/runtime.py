@@ -23,7 +23,7 @@ from .errors import (
     WalError,
 )
 from .graph_past import NoThreads, Past, ThreadStore
-from .history import History, NothingStored, PastStore, newest_checkpoint
+from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
@@ -201,6 +201,9 @@ class Runtime:
 
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
+
+    def steps(self, agent_id: str) -> StepPast:
+        return StepPast(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
     def thread(self, thread_id: str | None) -> Past:
         """A look at a graph's thread, or at all threads."""
