@@ -193,6 +193,10 @@ GRAPH_PAGE_CHECKPOINTS = 50
 """Checkpoints of a graph that are read at once from the database."""
 GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
 """Channel values over this are compressed with zstd when that makes them smaller; below, that takes longer than sending."""
+GRAPH_KEEP_SECONDS = 2.0
+"""How long operations on graphs' threads stay in the log after they were stored, so that a look may be brought up to date."""
+GRAPH_CACHE_BYTES = 64 * 1024 * 1024
+"""Size of the checkpoints that a process keeps from its last looks; one that is over a quarter of it is not kept."""
 GRAPH_KNOWN_VALUES = 100_000
 """Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
 GRAPH_DROPS_PER_RECORD = 1000

@@ -32,9 +32,6 @@ from .records import Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
 
-_LOOKS = 3
-"""How often a checkpoint is looked at again whose values were deleted under the look."""
-
 
 class SkialithCheckpointer(BaseCheckpointSaver[str]):
     """A checkpointer for LangGraph: ``graph.compile(checkpointer=SkialithCheckpointer())``.
@@ -101,19 +98,19 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         """The checkpoint that ``config`` names, or the thread's latest in its namespace; None if it is not there."""
         place = place_of(config)
         engine = self._door.open()
-        found: Filled | None = None
-        for _ in range(_LOOKS):
+        ns = place.checkpoint_ns or ""
+        if place.checkpoint_id is None:
+            found = engine.latest_checkpoint(place.thread_id, ns)
+        else:
             past = engine.thread(place.thread_id)
-            ns = place.checkpoint_ns or ""
             with past.look():
-                put = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
-                if put is None:
-                    return None
-                (found,) = past.fill([put])
-            if len(found.values) == len(put.refs) // graphs.KEY_BYTES:
-                self._after(put)
-                break
-        return None if found is None else self._codec.checkpoint_tuple(found)
+                put = past.one(ns, place.checkpoint_id)
+                found = None if put is None else past.fill([put])[0]
+        if found is None:
+            return None
+        if found.whole:
+            self._after(found.put)
+        return self._codec.checkpoint_tuple(found)
 
     def list(
         self,

@@ -22,7 +22,8 @@ from .errors import (
     UnsupportedEnvironment,
     WalError,
 )
-from .graph_past import NoThreads, Past, ThreadStore
+from .graph_past import Filled, NoThreads, Past, ThreadStore
+from .graph_recent import Recent
 from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
@@ -132,6 +133,7 @@ class Runtime:
         self.wal = Wal(self.config, self.find_url, wal_bytes)
         try:
             self.wal.open(max(1.0, deadline - time.monotonic()), create)
+            self._recent = Recent(self.wal, self.thread, self.config.timeout)
             self._since = self.wal.end(deadline)
             if self.config.writer == "on":
                 self._start_writer()
@@ -177,11 +179,10 @@ class Runtime:
 
     def _trim(self) -> bool:
         try:
-            self.wal.trim()
+            return self.wal.trim()
         except (WalError, Closed) as error:
             log.info("trimming %s put off: %s", self.wal.stream.name, error)
             return False
-        return True
 
     # ---- what agents use
 
@@ -208,6 +209,10 @@ class Runtime:
     def thread(self, thread_id: str | None) -> Past:
         """A look at a graph's thread, or at all threads."""
         return Past(self.wal, self._reading_threads, self.config.namespace, thread_id, self.config.timeout)
+
+    def latest_checkpoint(self, thread_id: str, checkpoint_ns: str) -> Filled | None:
+        """The latest checkpoint of a graph's thread in a namespace, with what belongs to it; None if there is none."""
+        return self._recent.latest(thread_id, checkpoint_ns)
 
     def _reading_threads(self) -> ThreadStore:
         return NoThreads() if isinstance(self._reading(), NothingStored) else self.store
