@@ -218,7 +218,8 @@ class SkialithAgent(BaseAgent):
         """The same agent with awaited verbs, open. Raises what opening raises."""
         if self._closed:
             raise Closed(f"the agent {self._agent_id!r} is closed. Open a new SkialithAgent")
-        self._awaited = aio.AsyncSkialithAgent.of(self)
+        if self._awaited is None:
+            self._awaited = aio.AsyncSkialithAgent.of(self)
         return self._awaited.open()
 
     def __aexit__(

@@ -73,13 +73,10 @@ class AsyncSkialithAgent(BaseAgent):
 
     async def _append(self, verb: str, record: Record) -> Ack:
         ticket, deadline = Ticket(self._agent_id, 1, promise=Arrival()), self._deadline()
-        try:
-            async with self._order:
-                engine = await self._engine(verb)
-                await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
-            return (await engine.wal.log.awaited(ticket))[0]
-        finally:
-            ticket.promise.give_up()  # When cancelled: what was not sent yet is not sent any more.
+        async with self._order:
+            engine = await self._engine(verb)
+            await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
+        return (await engine.wal.log.awaited(ticket))[0]
 
     async def save_events(self, events: Iterable[tuple[str, Any]], *, step: int | None = None) -> list[Ack]:
         """Append ``(event_id, data)`` pairs in order, pipelined, and return one ``Ack`` each.

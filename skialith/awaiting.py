@@ -68,11 +68,8 @@ async def append(engine: runtime.Runtime, record: Record, deadline: float) -> Ac
     A record of a call that was cancelled is not sent if it was not yet.
     """
     ticket = Ticket(lane_name(record), 1, promise=Arrival())
-    try:
-        await hand_over(engine, ticket, [record], deadline, engine.check_open)
-        return (await engine.wal.log.awaited(ticket))[0]
-    finally:
-        ticket.promise.give_up()
+    await hand_over(engine, ticket, [record], deadline, engine.check_open)
+    return (await engine.wal.log.awaited(ticket))[0]
 
 
 def _compressed(record: Record) -> Record:

@@ -38,7 +38,9 @@ class Refusing(JsonPlusSerializer):
         return value
 
 
-def made(codec: Codec, values: dict[str, Any], versions: dict[str, Any], new: dict[str, Any], known: KnownValues) -> Put:
+def made(
+    codec: Codec, values: dict[str, Any], versions: dict[str, Any], new: dict[str, Any], known: KnownValues
+) -> Put:
     return codec.put(at("t"), checkpoint(values, versions), metadata(), new, known)
 
 
@@ -65,14 +67,18 @@ def test_values_without_a_version_travel_with_the_checkpoint() -> None:
 
 def test_errors_name_the_channel() -> None:
     codec = Codec(Refusing())
-    with pytest.raises(InvalidArgument, match=r"thread 't': channel_values\.bad cannot .* Refusing: this value") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"thread 't': channel_values\.bad cannot .* Refusing: this value"
+    ) as caught:
         made(codec, {"good": 1, "bad": "refused"}, {"good": "1", "bad": "1"}, {}, KnownValues())
     assert caught.value.argument == "channel_values.bad"
     assert caught.value.outcome == "not_written"
     with pytest.raises(InvalidArgument, match=r"writes\[1\]\.bad"):
         codec.put_writes(at("t", "", "1"), [("good", 1), ("bad", "refused")], "task", "")
     put = made(codec, {"bad": "unreadable"}, {"bad": "1"}, {}, KnownValues())
-    with pytest.raises(ValueError, match=r"thread 't', checkpoint '.*': channel_values\.bad \(.*\) cannot be deserialized"):
+    with pytest.raises(
+        ValueError, match=r"thread 't', checkpoint '.*': channel_values\.bad \(.*\) cannot be deserialized"
+    ):
         codec.checkpoint_tuple(Filled(put, dict(put.blobs)))
 
 
