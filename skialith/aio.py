@@ -16,7 +16,7 @@ from .base_agent import BaseAgent, as_event, batch_failed, batches, checked_limi
 from .config import APPEND_BATCH_RECORDS, AWAITED_INLINE_BYTES, HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, load
 from .errors import Closed, SkialithError, StoreUnavailable, WalUnavailable
 from .history import Entry, newest_in_log, newest_of
-from .records import Ack, AgentState, Codec, Event, Position, Record
+from .records import Ack, AgentState, Event, Position, Record
 from .step_policy import Policy
 from .steps import Run
 from .wal.arrival import Arrival
@@ -35,6 +35,8 @@ class AsyncSkialithAgent(BaseAgent):
     may not be written, so the outcome of a record whose call was cancelled is ``unknown`` and saving it again with the same
     id settles it.
     """
+
+    _packing = staticmethod(payloads.plain)
 
     def __init__(self, agent_id: str, **settings: Any) -> None:
         super().__init__(agent_id, load(**settings))
@@ -266,9 +268,6 @@ class AsyncSkialithAgent(BaseAgent):
         await self.close()
 
     # ---- inside
-
-    def _pack(self, data: Any, argument: str) -> tuple[Codec, bytes]:
-        return payloads.plain(data, argument, self._config.max_record_bytes)
 
     def _enter(self, verb: str) -> None:
         """Raises if the call cannot be made on this loop."""

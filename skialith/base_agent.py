@@ -24,12 +24,14 @@ _MAX_STEP = 2**63 - 1
 class BaseAgent:
     """Who an agent is, and the step it is at."""
 
+    _packing = staticmethod(payloads.pack)
+
     def __init__(self, agent_id: str, config: Config) -> None:
         self._agent_id = check_id("agent_id", agent_id)
         self._config = config
         self._step = 0
         self._closed = False
-        self._steps = Steps(config.namespace, agent_id, self._pack)
+        self._steps = Steps(config.namespace, agent_id, functools.partial(self._packing, limit=config.max_record_bytes))
 
     @property
     def agent_id(self) -> str:
@@ -116,7 +118,7 @@ class BaseAgent:
         raise NotImplementedError
 
     def _pack(self, data: Any, argument: str) -> tuple[Codec, bytes]:
-        return payloads.pack(data, argument, self._config.max_record_bytes)
+        return self._packing(data, argument, self._config.max_record_bytes)
 
     def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
         config = self._config
