@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from .config import GRAPH_CACHE_BYTES, GRAPH_KEEP_SECONDS
 from .graph_past import Filled, Past
-from .graphs import Put, PutWrites, operation, split_refs, thread_name
+from .graphs import Put, PutWrites, operation, thread_name
 from .records import Record
 
 _LOOKS = 3
@@ -121,28 +121,25 @@ def _size(found: Filled) -> int:
 
 
 def advanced(found: Filled, records: Iterable[Record]) -> Filled | None:
-    """The latest checkpoint of its namespace after some more operations on the thread; None if they do not tell."""
-    thread_id, ns = found.put.thread_id, found.put.checkpoint_ns
+    """The latest checkpoint of its namespace after some more operations on the thread; None if they alone do not tell.
+
+    Of a later checkpoint they do not: what is pending at it may have been written before it was put.
+    """
+    put = found.put
     for record in records:
         try:
             change = operation(record)
         except ValueError:
             return None
-        if change.thread_id != thread_id:
+        if change.thread_id != put.thread_id:
             continue
         if not isinstance(change, (Put, PutWrites)):
             return None
-        latest = found.put.checkpoint_id
-        if change.checkpoint_ns != ns or change.checkpoint_id < latest:
+        if change.checkpoint_ns != put.checkpoint_ns:
             continue
         if isinstance(change, PutWrites):
-            if change.checkpoint_id > latest:
-                return None  # pending at a checkpoint that is still to come
-            found = Filled(found.put, found.values, [*found.writes, change])
-            continue
-        values = {blob: change.blobs.get(blob) or found.values.get(blob) for blob in split_refs(change.refs)}
-        whole = {blob: value for blob, value in values.items() if value is not None}
-        if change.checkpoint_id == latest or len(whole) < len(values):
+            if change.checkpoint_id == put.checkpoint_id:
+                found = Filled(put, found.values, [*found.writes, change])
+        elif change.checkpoint_id >= put.checkpoint_id or not change.blobs.keys().isdisjoint(found.values):
             return None
-        found = Filled(change._replace(blobs={}), whole, [])
     return found
