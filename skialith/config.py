@@ -197,6 +197,8 @@ GRAPH_KEEP_SECONDS = 2.0
 """How long operations on graphs' threads stay in the log after they were stored, so that a look may be brought up to date."""
 GRAPH_CACHE_BYTES = 64 * 1024 * 1024
 """Size of the checkpoints that a process keeps from its last looks; one that is over a quarter of it is not kept."""
+WRITER_STANDS_SECONDS = 3.0
+"""A writer that acknowledged nothing for so long, while records wait, is taken to be without its database."""
 GRAPH_KNOWN_VALUES = 100_000
 """Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
 GRAPH_DROPS_PER_RECORD = 1000

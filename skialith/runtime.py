@@ -193,6 +193,11 @@ class Runtime:
     def note_agent(self, agent_id: str) -> None:
         self._agents.add(agent_id)
 
+    def note_thread(self, thread_name: str) -> None:
+        """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
+        self._agents.add(thread_name)
+        self.wal.watch_writer()
+
     def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
@@ -245,7 +250,7 @@ class Runtime:
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
             for agent_id in self._agents:
-                for kind in ("event", "checkpoint"):
+                for kind in ("event", "checkpoint", "graph"):
                     records = self.wal.dead_records(agent_id, kind, deadline)
                     keys.update(record.key for record in records if record.position > self._since)
         if not isinstance(self._reading(), NothingStored):

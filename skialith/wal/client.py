@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, Config
+from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
 from ..errors import (
     AgentFenced,
     ConfigurationError,
@@ -86,6 +86,10 @@ class Wal:
         self._thread = LoopThread()
         self._housekeeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._watched = False
+        self._floor, self._floor_since = -1, 0.0
+        self.stands_alone_from = 0
+        """While the writer stands still: the first sequence that is surely not trimmed; otherwise 0."""
         self._sources: list[ConsumerSource] = []
         self.connection: Connection
         self.stream: Stream
@@ -119,6 +123,19 @@ class Wal:
         self.dead = DeadLetters(self.stream, self.reader)
         self._housekeeper = asyncio.create_task(self._keep_house())
 
+    def watch_writer(self) -> None:
+        """From now on, notice when the writer stands still."""
+        self._watched = True
+
+    async def _look_at_writer(self) -> None:
+        """Whether the writer stands still, as it does while its database is away."""
+        info = await self.stream.consumer_info(WRITER)
+        floor = int(info["ack_floor"]["stream_seq"])
+        now = time.monotonic()
+        if floor != self._floor or not info["num_pending"] + info["num_ack_pending"]:
+            self._floor, self._floor_since = floor, now
+        self.stands_alone_from = floor + 1 if now - self._floor_since >= WRITER_STANDS_SECONDS else 0
+
     async def _url(self) -> str:
         return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
 
@@ -130,6 +147,8 @@ class Wal:
             try:
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
+                if self._watched:
+                    await self._look_at_writer()
                 await self.log.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
                 log.warning("%s", error)

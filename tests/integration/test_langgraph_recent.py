@@ -6,6 +6,7 @@ import random
 import secrets
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from skialith.config import GRAPH_KEEP_SECONDS
 from skialith.errors import StoreUnavailable
 from skialith.langchain import SkialithCheckpointer
 from tests.fixtures.graphs import OpenSaver, at, checkpoint, metadata, put, settle
+from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer, wait_until
 
 SECONDS = 5.0
@@ -115,6 +117,38 @@ def test_a_kept_look_needs_no_database_until_it_runs_out(
     monkeypatch.setattr(graph_recent, "GRAPH_KEEP_SECONDS", 0.0)
     with pytest.raises(StoreUnavailable):
         saver.get_tuple(at("t"))
+
+
+def test_while_the_database_is_away_the_log_alone_tells_the_latest_checkpoint(
+    tmp_path: Path, open_saver: OpenSaver
+) -> None:
+    """A value that was stored and trimmed long ago is written once more, and then it stands in the log again."""
+    big = "x" * 1000
+    with MariaDB(tmp_path / "mariadb") as server:
+        url = server.url("away")
+        saver = open_saver(database_url=url)
+        engine = saver._door.open()
+        first = put(saver, at("t"), {"big": big, "small": 1})
+        settle(saver)
+        server.kill()
+        second = put(saver, first, {"big": big, "small": 2}, versions={"big": 1, "small": 2}, new={"small": 2})
+        wait_until(lambda: engine.wal.stands_alone_from > 0, 30, "it is noticed that the writer stands still")
+        appended = engine.wal.stream.tally.last_seq
+        third = put(saver, second, {"big": big, "small": 3}, versions={"big": 1, "small": 3}, new={"small": 3})
+        put(saver, third, {"big": big, "small": 4}, versions={"big": 1, "small": 4}, new={"small": 4})
+        operations = engine.wal.operations_after("t", appended, time.monotonic() + 5)
+        assert operations is not None
+        written = [graphs.operation(record) for record in operations]
+        assert [len(each.blobs) for each in written if isinstance(each, graphs.Put)] == [2, 1]
+        other = open_saver(database_url=url, writer="off", timeout=9.0)
+        for config, small in ((at("t"), 4), (third, 3), (second, 2)):
+            found = other.get_tuple(config)
+            assert found is not None and found.checkpoint["channel_values"] == {"big": big, "small": small}
+        with pytest.raises(StoreUnavailable, match="thread 't'"):
+            other.get_tuple(first)
+        server.start()
+        wait_until(lambda: engine.wal.stands_alone_from == 0, 30, "the writer goes on")
+        assert saver.flush(20) == 0
 
 
 def test_another_connection_is_another_log(
