@@ -156,11 +156,11 @@ def fork(options: Options) -> None:
     script.resume()
     script.save("parent.before")
     script.flush()
-    children = []
+    parent, children = os.getpid(), []
     for number in range(options.forks):
         child = os.fork()
         if child == 0:
-            _forked(options, agent, number)
+            _forked(options, agent, number, parent)
             sys.exit(0)
         children.append(child)
     worker = Worker(agent, notebook, options, 0, stopping)
@@ -177,7 +177,7 @@ def fork(options: Options) -> None:
     sys.exit(BUG if failed else 0)
 
 
-def _forked(options: Options, inherited: SkialithAgent, number: int) -> None:
+def _forked(options: Options, inherited: SkialithAgent, number: int, parent: int) -> None:
     notebook = Notebook(Path(options.folder), f"{options.name}-forked-{number}")
     with stop_on_bug(notebook):
         script = Script(inherited, notebook)
@@ -187,7 +187,7 @@ def _forked(options: Options, inherited: SkialithAgent, number: int) -> None:
         own.resume_until_answered()
         own.work()
         if options.first == "parent":
-            parent, deadline = os.getppid(), time.monotonic() + LIFE_SECONDS
+            deadline = time.monotonic() + LIFE_SECONDS
             while os.getppid() == parent and time.monotonic() < deadline:
                 time.sleep(0.01)
             own.work()
