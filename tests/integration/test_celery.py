@@ -99,6 +99,7 @@ def test_a_fenced_run_leaves_its_message_to_the_newer_one(
     assert broker.unacknowledged() == 1
     older.folder.let_go("within-2")
     wait_until(lambda: ENDED in older.text, 30, "the older run was fenced")
+    broker.send("threads").get(timeout=30)  # the newer worker is busy, so the older one has room again
     assert older.stop() == 0
     # Had it acknowledged, nobody would run the task if the newer worker died now; had it given back, a third run would begin.
     assert (broker.unacknowledged(), broker.queued()) == (1, 0)

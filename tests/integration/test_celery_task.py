@@ -97,7 +97,7 @@ def test_celery_sees_the_task_as_it_is_called(app: Any, here: dict[str, Any]) ->
     assert (work.acks_late, work.reject_on_worker_lost, work.rate_limit, work.max_retries) == (
         False,
         True,
-        "slow",
+        "10/s",
         TASK_RETRIES,
     )
     for wrong in ((), (1, 2, 3)):
@@ -198,7 +198,7 @@ def test_the_readme_s_task(broker: Broker, start_worker: StartWorker, settings: 
     assert found is not None
     (tmp_path / "orders.py").write_text(found[1].replace("redis://127.0.0.1:6379/0", broker.url), encoding="utf-8")
     worker = start_worker(module="orders", concurrency=1)
-    sent = broker.app.send_task("orders.fulfil", (7,))
+    sent = broker.send("orders.fulfil", 7)
     assert sent.get(timeout=60) == "order 7 is done"
     assert worker.stop() == 0
     with SkialithAgent("7", **settings) as agent:
