@@ -12,7 +12,10 @@ from .errors import (
     InvalidArgument,
     InvalidPayload,
     RecordTooLarge,
+    RunEnded,
     SkialithError,
+    StepFailed,
+    StepMismatch,
     StoreDataError,
     StoreError,
     StoreUnavailable,
@@ -23,6 +26,7 @@ from .errors import (
     WalUnavailable,
 )
 from .records import Ack, AgentState, Event, Position
+from .steps import StepContext, current_step
 
 __version__ = "0.1.0"
 
@@ -41,8 +45,12 @@ __all__ = [
     "InvalidPayload",
     "Position",
     "RecordTooLarge",
+    "RunEnded",
     "SkialithAgent",
     "SkialithError",
+    "StepContext",
+    "StepFailed",
+    "StepMismatch",
     "StoreDataError",
     "StoreError",
     "StoreUnavailable",
@@ -51,4 +59,5 @@ __all__ = [
     "WalFull",
     "WalRejected",
     "WalUnavailable",
+    "current_step",
 ]

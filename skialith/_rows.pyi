@@ -35,6 +35,9 @@ def of_records(
     The row of a record whose body is over ``most_bytes``, or is not there, is what ``of_large`` makes of it.
     """
 
+def having(rows: list[_Row], column: int, value: str) -> list[_Row]:
+    """Those of ``rows`` that have ``value`` at ``column``, in order."""
+
 def traces(cls: type[_Trace], records: list[_Item], texts: list[str], most_characters: int) -> list[_Trace]:
     """A ``cls`` (``Trace``) for each record with its JSON text; its event type is cut at ``most_characters``."""
 

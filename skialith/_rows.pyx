@@ -285,6 +285,18 @@ def of_records(list records not None, Py_ssize_t most_bytes, of_large not None):
     return events, checkpoints
 
 
+def having(list rows not None, Py_ssize_t column, str value not None):
+    cdef list found = []
+    cdef tuple row
+    if column < 0:
+        raise ValueError("column must not be negative")
+    for item in rows:
+        row = _fields(item, column + 1)
+        if row[column] == value:
+            found.append(item)
+    return found
+
+
 def of_traces(list traces not None):
     cdef list rows = []
     cdef tuple trace, position

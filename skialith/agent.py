@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from asyncio import _get_running_loop  # without an exception where there is none, which is the ordinary case
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -14,6 +15,8 @@ from .base_agent import BaseAgent, as_event, batch_failed, batches, checked_limi
 from .config import load
 from .errors import BlockingCallInEventLoop, Closed, SkialithError
 from .records import Ack, AgentState, Event, Position
+from .step_policy import Policy
+from .steps import blocking
 from .wal.lane import Ticket
 
 
@@ -116,25 +119,40 @@ class SkialithAgent(BaseAgent):
         self._step = step
         return ack
 
+    def _do_step(
+        self, verb: str, name: str, function: Callable[..., Any], args: Any, named: Any, policy: Policy
+    ) -> Any:
+        run = self._steps.run(self._engine(verb), self._own_for_steps)
+        call = run.enter(name, function, policy, self._step)
+        return blocking(partial(self._engine, verb), call, function, args, named)
+
+    def _own_for_steps(self) -> None:
+        if self._owner_pid != os.getpid():
+            self._own(self._runtime, self._deadline())
+
     # ---- reading
 
     def resume(self, *, exclusive: bool = True) -> AgentState:
         """Own the agent and return its last checkpoint; a new agent has step 0, ``{}`` and ``is_new``.
 
         From here on this process is the owner: whoever owned it before gets ``AgentFenced`` at its next write.
-        ``exclusive=False`` reads without owning. Raises ``WalUnavailable``, or ``StoreUnavailable`` when the database is
-        away and the log alone cannot tell.
+        ``exclusive=False`` reads without owning and begins no run of steps. Raises ``WalUnavailable``, or ``StoreUnavailable``
+        when the database is away and the log alone cannot tell.
         """
         engine = self._engine("resume")
         deadline = self._deadline()
         if exclusive:
-            engine.wal.claim(self._agent_id, deadline)
-            if self._owner_pid == os.getpid():
-                engine.wal.release(self._agent_id)
-            self._owner_pid = os.getpid()
+            self._own(engine, deadline)
+            self._steps.begin_anew()
         state = self._read_state(engine, deadline)
         self._step = state.step_index
         return state
+
+    def _own(self, engine: runtime.Runtime, deadline: float) -> None:
+        engine.wal.claim(self._agent_id, deadline)
+        if self._owner_pid == os.getpid():
+            engine.wal.release(self._agent_id)
+        self._owner_pid = os.getpid()
 
     def peek(self) -> AgentState:
         """The last checkpoint, read only: nothing is claimed. Raises as :meth:`resume`."""
@@ -200,7 +218,8 @@ class SkialithAgent(BaseAgent):
         """The same agent with awaited verbs, open. Raises what opening raises."""
         if self._closed:
             raise Closed(f"the agent {self._agent_id!r} is closed. Open a new SkialithAgent")
-        self._awaited = aio.AsyncSkialithAgent.of(self)
+        if self._awaited is None:
+            self._awaited = aio.AsyncSkialithAgent.of(self)
         return self._awaited.open()
 
     def __aexit__(

@@ -10,13 +10,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from . import payloads, runtime, threads
+from . import awaiting, payloads, runtime, threads
 from .awaiting import Hold, hand_over, in_thread, made_anyway
 from .base_agent import BaseAgent, as_event, batch_failed, batches, checked_limit, position_after
 from .config import APPEND_BATCH_RECORDS, AWAITED_INLINE_BYTES, HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, load
 from .errors import Closed, SkialithError, StoreUnavailable, WalUnavailable
 from .history import Entry, newest_in_log, newest_of
-from .records import Ack, AgentState, Codec, Event, Position, Record
+from .records import Ack, AgentState, Event, Position, Record
+from .step_policy import Policy
+from .steps import Run
 from .wal.arrival import Arrival
 from .wal.lane import Ticket
 
@@ -33,6 +35,8 @@ class AsyncSkialithAgent(BaseAgent):
     may not be written, so the outcome of a record whose call was cancelled is ``unknown`` and saving it again with the same
     id settles it.
     """
+
+    _packing = staticmethod(payloads.plain)
 
     def __init__(self, agent_id: str, **settings: Any) -> None:
         super().__init__(agent_id, load(**settings))
@@ -51,6 +55,7 @@ class AsyncSkialithAgent(BaseAgent):
         self._pid = runtime.process_id()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._order = asyncio.Lock()
+        self._stepping = asyncio.Lock()
         self._opening = asyncio.Lock()
         self._hold: Hold | None = None
 
@@ -70,13 +75,10 @@ class AsyncSkialithAgent(BaseAgent):
 
     async def _append(self, verb: str, record: Record) -> Ack:
         ticket, deadline = Ticket(self._agent_id, 1, promise=Arrival()), self._deadline()
-        try:
-            async with self._order:
-                engine = await self._engine(verb)
-                await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
-            return (await engine.wal.log.awaited(ticket))[0]
-        finally:
-            ticket.promise.give_up()  # When cancelled: what was not sent yet is not sent any more.
+        async with self._order:
+            engine = await self._engine(verb)
+            await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
+        return (await engine.wal.log.awaited(ticket))[0]
 
     async def save_events(self, events: Iterable[tuple[str, Any]], *, step: int | None = None) -> list[Ack]:
         """Append ``(event_id, data)`` pairs in order, pipelined, and return one ``Ack`` each.
@@ -131,6 +133,29 @@ class AsyncSkialithAgent(BaseAgent):
                 return
             await asyncio.sleep(0)
 
+    # ---- steps
+
+    async def _do_step(
+        self, verb: str, name: str, function: Callable[..., Any], args: Any, named: Any, policy: Policy
+    ) -> Any:
+        self._enter(verb)
+        async with self._stepping:  # so that calls get their places in the order in which they began
+            engine = await self._engine(verb)
+            run = self._steps.begun(engine) or await self._begin_run(engine)
+            call = run.enter(name, function, policy, self._step)
+        return await awaiting.step(engine, call, function, args, named, partial(self._append, verb))
+
+    async def _begin_run(self, engine: runtime.Runtime) -> Run:
+        hold = self._hold
+        if hold is not None and not hold.ownership.owner:
+            await self._own(engine, hold)
+        return await in_thread(partial(self._steps.run, engine, lambda: None))
+
+    async def _own(self, engine: runtime.Runtime, hold: Hold) -> None:
+        hold.ownership.wanted = True
+        deadline = self._deadline()
+        await engine.wal.ask(partial(hold.ownership.claim, deadline), deadline, whole=True)
+
     # ---- reading
 
     async def resume(self, *, exclusive: bool = True) -> AgentState:
@@ -139,11 +164,11 @@ class AsyncSkialithAgent(BaseAgent):
         A call that was cancelled may own the agent all the same, until it is closed.
         """
         self._enter("resume")
-        engine, hold = await self._engine("resume"), self._hold
         deadline = self._deadline()
+        engine, hold = await self._engine("resume"), self._hold
         if exclusive and hold is not None:
-            hold.ownership.wanted = True
-            await engine.wal.ask(partial(hold.ownership.claim, deadline), deadline, whole=True)
+            await self._own(engine, hold)
+            self._steps.begin_anew()
         state = await self._read_state(engine, deadline)
         self._step = state.step_index
         return state
@@ -244,9 +269,6 @@ class AsyncSkialithAgent(BaseAgent):
 
     # ---- inside
 
-    def _pack(self, data: Any, argument: str) -> tuple[Codec, bytes]:
-        return payloads.plain(data, argument, self._config.max_record_bytes)
-
     def _enter(self, verb: str) -> None:
         """Raises if the call cannot be made on this loop."""
         loop = asyncio.get_running_loop()
@@ -260,6 +282,7 @@ class AsyncSkialithAgent(BaseAgent):
                     "AsyncSkialithAgent here, they share what is below"
                 )
             self._loop, self._order, self._opening = loop, asyncio.Lock(), asyncio.Lock()
+            self._stepping = asyncio.Lock()
 
     def _check_open(self, verb: str) -> None:
         if self._closed:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 from . import payloads, runtime, threads
 from .config import AWAITED_INLINE_BYTES, Config
 from .errors import Closed, WalUnavailable
 from .records import Ack, Codec, Kind, Record
+from .steps import Call, whole
 from .wal.arrival import Arrival
 from .wal.client import Wal
 from .wal.lane import Ticket, lane_name, who
@@ -65,11 +68,8 @@ async def append(engine: runtime.Runtime, record: Record, deadline: float) -> Ac
     A record of a call that was cancelled is not sent if it was not yet.
     """
     ticket = Ticket(lane_name(record), 1, promise=Arrival())
-    try:
-        await hand_over(engine, ticket, [record], deadline, engine.check_open)
-        return (await engine.wal.log.awaited(ticket))[0]
-    finally:
-        ticket.promise.give_up()
+    await hand_over(engine, ticket, [record], deadline, engine.check_open)
+    return (await engine.wal.log.awaited(ticket))[0]
 
 
 def _compressed(record: Record) -> Record:
@@ -77,6 +77,80 @@ def _compressed(record: Record) -> Record:
         return record  # the values of a graph's operation are compressed one by one
     codec, body = payloads.compressed(record.body)
     return record if body is record.body else record._replace(codec=codec, body=body)
+
+
+async def step(
+    engine: runtime.Runtime,
+    call: Call,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+    append: Callable[[Record], Coroutine[Any, Any, Ack]],
+) -> Any:
+    """Do what is left to do of a call of a step, and return its value: :func:`steps.blocking`, awaited."""
+    found = call.found
+    if found is not None:
+        if found.body is None:
+            found = await in_thread(partial(whole, engine, call, found))
+        return await _inline(found.body, partial(call.replay, found))
+    record = call.kept or await _attempts(engine, call, function, args, named)
+    ack = await _recorded(call, record, append)
+    there = await in_thread(partial(whole, engine, call, None)) if ack.duplicate else None
+    return await _inline(record.body, partial(call.recorded, record, there))
+
+
+async def _inline(body: bytes | None, make: Callable[[], T]) -> T:
+    """``make()``, in a thread if its body is large."""
+    return make() if len(body or b"") <= AWAITED_INLINE_BYTES else await in_thread(make)
+
+
+async def _attempts(
+    engine: runtime.Runtime,
+    call: Call,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    named: dict[str, Any],
+) -> Record:
+    while True:
+        engine.check_open()
+        try:
+            with call:
+                result = function(*args, **named)
+                if isawaitable(result):
+                    result = await result
+        except Exception as error:
+            outcome = call.failed(error)
+            if outcome is None:
+                raise
+        else:
+            return call.succeeded(result)
+        if isinstance(outcome, Record):
+            return outcome
+        await asyncio.sleep(outcome)
+
+
+async def _recorded(call: Call, record: Record, append: Callable[[Record], Coroutine[Any, Any, Ack]]) -> Ack:
+    """Append a step's record. A caller that is cancelled does not stop it: the function has run."""
+    task = asyncio.ensure_future(append(record))
+    _appending.add(task)
+    task.add_done_callback(_appending.discard)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(partial(_nobody_hears, call, record))
+        raise
+    except Exception as error:
+        raise call.not_recorded(record, error) from error
+
+
+_appending: set[asyncio.Task[Ack]] = set()
+"""A loop holds its tasks by weak references only."""
+
+
+def _nobody_hears(call: Call, record: Record, task: asyncio.Task[Ack]) -> None:
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if error is not None:
+        call.not_recorded(record, error)
 
 
 async def made_anyway(call: Callable[[], object]) -> None:
@@ -139,6 +213,10 @@ class Ownership:
         self._over = False
         self.wanted = False
         """Whether a claim was ever asked for; belongs to the user's loop."""
+
+    @property
+    def owner(self) -> bool:
+        return self._owner
 
     async def claim(self, deadline: float) -> None:
         async with self._turn:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, ParamSpec
 
 from . import _fastpath, payloads
 from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id
 from .errors import BatchFailed, BodyMissing, InvalidArgument, SkialithError
 from .history import Entry
 from .records import NOWHERE, Ack, AgentState, Codec, Event, Kind, Position, Record, unique_key
+from .step_policy import ONCE, Policy
+from .steps import Steps
+
+P = ParamSpec("P")
 
 _MAX_STEP = 2**63 - 1
 
@@ -19,11 +24,14 @@ _MAX_STEP = 2**63 - 1
 class BaseAgent:
     """Who an agent is, and the step it is at."""
 
+    _packing = staticmethod(payloads.pack)
+
     def __init__(self, agent_id: str, config: Config) -> None:
         self._agent_id = check_id("agent_id", agent_id)
         self._config = config
         self._step = 0
         self._closed = False
+        self._steps = Steps(config.namespace, agent_id, functools.partial(self._packing, limit=config.max_record_bytes))
 
     @property
     def agent_id(self) -> str:
@@ -37,8 +45,80 @@ class BaseAgent:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._agent_id!r}, namespace={self._config.namespace!r})"
 
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        retries: int = 0,
+        backoff: float = Policy.FIRST,
+        backoff_factor: float = Policy.FACTOR,
+        backoff_max: float = Policy.LONGEST,
+        retry_on: tuple[type[Exception], ...] = (Exception,),
+        record_errors: tuple[type[Exception], ...] = (),
+        **named: Any,
+    ) -> Any:
+        """Call ``function(*args, **named)`` and record its result (DURABLE), or return what an earlier run recorded.
+
+        At least once for the effect, once for the record: a crash between the function's end and the record calls the
+        function again in the next run. ``skialith.current_step().idempotency_key`` is the same then; pass it on.
+
+        The awaited agent's ``step`` is awaited, and so is what the function returns if that can be awaited; a plain function
+        runs on the loop. If a call is cancelled after its function has ended, the result is recorded all the same.
+
+        A run begins at ``resume()``; without one the first step makes this process the agent's owner. ``name``: any text of
+        1 to 255 characters; the second call of it in a run is recorded as ``name#2``, and so on in the order of the calls,
+        and a step called inside ``outer`` as ``outer/name``. Threads that share a name get it in the order they come,
+        which another run may not repeat: give them names of their own. Calls that raised count too.
+
+        Returned is what the record gives back, in every run: tuples are lists, objects with fields are dicts
+        (docs/PAYLOADS.md). Up to ``retries`` times, after ``backoff`` seconds, ``backoff_factor`` times as long each time
+        and ``backoff_max`` at most (half to all of that, by chance), errors of ``retry_on`` call the function again. What it
+        raises in the end is raised here and not recorded; errors of ``record_errors`` are, and are raised as
+        ``StepFailed`` in this run and later ones. A keyword of the function that is also one of these: use
+        ``functools.partial`` or :meth:`step_fn`.
+
+        Raises ``StepMismatch`` if the step is recorded for another function, ``InvalidPayload`` with the path if its result
+        cannot be, ``StoreUnavailable`` as :meth:`resume`. If the record fails (errors as :meth:`save_event`), or one cannot
+        be read, the run is over: further steps raise ``RunEnded`` until ``resume()``.
+        """
+        policy = ONCE
+        if retries != 0 or record_errors != ():
+            policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
+        return self._do_step("step", name, function, args, named, policy)
+
+    def step_fn(
+        self,
+        name: str,
+        *,
+        retries: int = 0,
+        backoff: float = Policy.FIRST,
+        backoff_factor: float = Policy.FACTOR,
+        backoff_max: float = Policy.LONGEST,
+        retry_on: tuple[type[Exception], ...] = (Exception,),
+        record_errors: tuple[type[Exception], ...] = (),
+    ) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
+        """Decorator: every call of the function is a :meth:`step` of this name."""
+        policy = Policy(retries, backoff, backoff_factor, backoff_max, retry_on, record_errors)
+
+        def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
+            @functools.wraps(function)
+            def call(*args: P.args, **named: P.kwargs) -> Any:
+                return self._do_step(call.__name__, name, function, args, named, policy)
+
+            return call
+
+        return decorate
+
+    def _do_step(
+        self, verb: str, name: str, function: Callable[..., Any], args: Any, named: Any, policy: Policy
+    ) -> Any:
+        """One call of a step, waited for in the agent's own way."""
+        raise NotImplementedError
+
     def _pack(self, data: Any, argument: str) -> tuple[Codec, bytes]:
-        return payloads.pack(data, argument, self._config.max_record_bytes)
+        return self._packing(data, argument, self._config.max_record_bytes)
 
     def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
         config = self._config

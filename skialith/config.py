@@ -93,6 +93,22 @@ ACK_WAIT_SECONDS = 5.0
 MAX_ACK_PENDING = 20_000
 """Messages a consumer may have delivered and not acknowledged, all writers together."""
 
+# ---- steps
+STEP_RETRIES = 100
+"""Most retries that one step may ask for."""
+STEP_BACKOFF_SECONDS = 0.5
+"""First pause between two attempts of a step, unless it says otherwise."""
+STEP_BACKOFF_FACTOR = 2.0
+"""How much longer each further pause of a step is, unless it says otherwise."""
+STEP_BACKOFF_LONGEST_SECONDS = 60.0
+"""Longest pause between two attempts of a step, unless it says otherwise."""
+STEP_BACKOFF_LIMIT_SECONDS = 3600.0
+"""Longest pause that a step may ask for."""
+STEP_PAGE_RECORDS = 500
+"""Recorded steps of one page from the database."""
+STEP_MEMORY_BYTES = 32 * 1024 * 1024
+"""Encoded results of recorded steps that one run keeps in memory; those beyond are read when they are asked for."""
+
 # ---- leases
 LEASE_SECONDS = 3600.0
 """Life of a lease; the runtime renews it at a third of this."""
@@ -176,7 +192,13 @@ HISTORY_PAGE_BYTES = 8 * 1024 * 1024
 GRAPH_PAGE_CHECKPOINTS = 50
 """Checkpoints of a graph that are read at once from the database."""
 GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
-"""Channel values over this are compressed with zstd when that makes them smaller; below, compressing costs more time than sending."""
+"""Channel values over this are compressed with zstd when that makes them smaller; below, that takes longer than sending."""
+GRAPH_KEEP_SECONDS = 2.0
+"""How long operations on graphs' threads stay in the log after they were stored, so that a look may be brought up to date."""
+GRAPH_CACHE_BYTES = 64 * 1024 * 1024
+"""Size of the checkpoints that a process keeps from its last looks; one that is over a quarter of it is not kept."""
+WRITER_STANDS_SECONDS = 3.0
+"""A writer that acknowledged nothing for so long, while records wait, is taken to be without its database."""
 GRAPH_KNOWN_VALUES = 100_000
 """Channel values that a checkpointer remembers to be durable, so that it need not write them again."""
 GRAPH_DROPS_PER_RECORD = 1000

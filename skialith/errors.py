@@ -81,6 +81,37 @@ class UnsupportedEnvironment(ConfigurationError):
     """This process cannot run Skialith's threads (gevent or eventlet monkey-patching)."""
 
 
+class StepMismatch(InvalidArgument):
+    """A step was recorded for another function than the one that is given now; nothing was called and nothing was sent.
+
+    ``recorded`` and ``given`` name the two functions, ``step`` is the step's id.
+    """
+
+    step: str = ""
+    recorded: str = ""
+    given: str = ""
+
+
+class StepFailed(SkialithError):
+    """The function of a step raised an error that was to be recorded, in this run or in an earlier one.
+
+    ``step``: the step's id. ``error_type`` and ``error_message``: the error's class (``module.Class``) and text. In the run
+    that called the function the error itself is ``__cause__``.
+    """
+
+    outcome: Outcome = "durable"
+    step: str = ""
+    error_type: str = ""
+    error_message: str = ""
+
+
+class RunEnded(SkialithError):
+    """A step was called after an earlier one of the same run could not be recorded or read (``__cause__``); nothing was called
+    and nothing was sent. ``resume()`` begins a new run."""
+
+    retryable = True
+
+
 class Closed(SkialithError):
     """The agent or its runtime was closed before the call, and nothing was sent; or during it, and ``outcome`` says whether
     the record may be written."""

@@ -80,6 +80,11 @@ class Filled:
     values: dict[bytes, Typed] = field(default_factory=dict)
     writes: list[PutWrites] = field(default_factory=list)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of its values are there."""
+        return len(self.values) == len(self.put.refs) // graphs.KEY_BYTES
+
 
 class Past:
     """One look at a thread, or at all: the log's part is read first, so what moves meanwhile is in the database by then.
@@ -97,6 +102,10 @@ class Past:
         self._store = store
         self._name = None if thread_id is None else thread_name(thread_id)
         logged = wal.operations(self._name, time.monotonic() + timeout)
+        self.epoch = logged.epoch
+        """The connection over which the log was read."""
+        self.last_seq = logged.live[-1].position.seq if logged.live else 0
+        """The last operation that the log held."""
         self._whole = logged.whole
         self._dead = logged.dead
         self._view = Changes(namespace)
@@ -149,7 +158,7 @@ class Past:
         view.forget_pending_before({key: cell.ended for key, cell in view.cells.items()})
 
     @property
-    def _sure(self) -> bool:
+    def sure(self) -> bool:
         """Whether what the log says needs no database to be believed."""
         return self._whole and not self._dead
 
@@ -175,7 +184,7 @@ class Past:
         try:
             row = self._ask().cell(key)
         except StoreUnavailable:
-            if seen is None or not self._sure:
+            if seen is None or not self.sure:
                 raise
             return seen.put
         if row is not None and self._stands(row):
@@ -190,7 +199,7 @@ class Past:
             rows = self._rows(("ns_key", ns), None, 1)
             row = next(rows, None)
         except StoreUnavailable:
-            if seen is None or not self._sure:
+            if seen is None or not self.sure:
                 raise
             return seen.put
         if seen is None or (row is not None and row.put.checkpoint_id >= seen.checkpoint_id):

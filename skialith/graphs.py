@@ -262,12 +262,14 @@ def checked_text(argument: str, value: object) -> str:
 class Operations(NamedTuple):
     """What the log holds of some threads, oldest first. ``dead``: in its dead-letter stream.
 
-    ``whole`` is False if the body of one is not in the log any more: only the database can tell what that one was.
+    ``whole`` is False if the body of one is not in the log any more: only the database can tell what that one was. ``epoch``:
+    the connection that they were read over.
     """
 
     live: list[Record]
     dead: list[Record]
     whole: bool
+    epoch: int
 
 
 # ---- what operations come to

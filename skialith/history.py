@@ -1,14 +1,16 @@
-"""Merging the log and the database into one past: events oldest first, and the newest checkpoint."""
+"""Merging the log and the database into one past: events oldest first, the newest checkpoint, the recorded steps."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from contextlib import suppress
+from typing import Literal, NamedTuple, Protocol
 
-from .config import HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS
-from .errors import StoreUnavailable, WalRejected
-from .records import NOWHERE, Position, Record
+from .config import HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, STEP_MEMORY_BYTES, STEP_PAGE_RECORDS
+from .errors import BodyMissing, StoreUnavailable, WalRejected
+from .records import NOWHERE, Position, Record, is_step
+from .stores.base import StepEntry
 
 
 class PastLog(Protocol):
@@ -19,6 +21,7 @@ class PastLog(Protocol):
     def with_body(self, record: Record, deadline: float) -> Record: ...
     def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None: ...
     def dead_records(self, agent_id: str, kind: str, deadline: float) -> list[Record]: ...
+    def anything_stored(self, timeout: float) -> bool: ...
 
 
 class PastStore(Protocol):
@@ -36,6 +39,9 @@ class PastStore(Protocol):
     ) -> list[tuple[Record, bool]]: ...
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
+    def steps(
+        self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
+    ) -> list[StepEntry]: ...
 
 
 class NothingStored:
@@ -49,6 +55,9 @@ class NothingStored:
 
     def latest_checkpoint(self, *_: object, **__: object) -> Record | None:
         return None
+
+    def steps(self, *_: object, **__: object) -> list[StepEntry]:
+        return []
 
 
 Entry = tuple[Record, bool, bool]
@@ -156,6 +165,104 @@ class History:
         return time.monotonic() + self._timeout
 
 
+class FoundStep(NamedTuple):
+    """A recorded step. ``body``: its payload as encoded; None if it was left where it stands."""
+
+    position: Position
+    codec: int
+    body: bytes | None
+
+
+class StepPast:
+    """The recorded steps of one agent, by their keys.
+
+    In the order of :class:`History`: the log, then the database, whose row counts. The log is read from its first event of
+    the agent on, the database by its index of steps.
+    """
+
+    def __init__(
+        self,
+        wal: PastLog,
+        store: Callable[[], PastStore],
+        namespace: str,
+        agent_id: str,
+        timeout: float,
+    ) -> None:
+        self._wal = wal
+        self._store = store
+        self._namespace = namespace
+        self._agent_id = agent_id
+        self._timeout = timeout
+
+    def load(self, memory: int = STEP_MEMORY_BYTES) -> dict[bytes, FoundStep]:
+        """All of them; bodies beyond ``memory`` bytes together are left where they stand.
+
+        Raises ``StoreUnavailable`` if the database does not answer, unless the log still holds all there ever was.
+        """
+        found: dict[bytes, FoundStep] = {}
+        for record in self._in_log():
+            memory -= len(record.body or b"")
+            found.setdefault(record.key, _found(record, memory >= 0))
+        for record in filter(is_step, self._wal.dead_records(self._agent_id, "event", self._deadline())):
+            found.setdefault(record.key, _found(record, True))
+        try:
+            for entry in self._in_store(max(0, memory)):
+                there = entry.record
+                found[entry.key] = FoundStep(entry.position, 0, None) if there is None else _found(there, True)
+        except StoreUnavailable as error:
+            if self._wal.anything_stored(self._timeout):
+                raise StoreUnavailable(
+                    f"agent {self._agent_id!r}: the database does not answer ({error}), so it cannot be told which steps are "
+                    "recorded; no function was called and nothing is lost, call again when the database is back"
+                ) from error
+        return found
+
+    def _in_log(self) -> Iterator[Record]:
+        cursor, more = NOWHERE, True
+        while more:
+            records, more = self._wal.events(self._agent_id, cursor, self._deadline())
+            yield from filter(is_step, records)
+            cursor = records[-1].position if records else cursor
+
+    def _in_store(self, memory: int) -> Iterator[StepEntry]:
+        cursor = NOWHERE
+        while True:
+            page = self._store().steps(self._namespace, self._agent_id, cursor, STEP_PAGE_RECORDS, max_bytes=memory)
+            yield from page
+            if len(page) < STEP_PAGE_RECORDS:
+                return
+            cursor = page[-1].position
+            sizes = [len(entry.record.body or b"") for entry in page if entry.record is not None]
+            memory = max(0, memory - sum(sizes)) if len(sizes) == len(page) else 0
+
+    def read(self, key: bytes, step_id: str, position: Position) -> FoundStep:
+        """One step with its body. Raises ``BodyMissing`` if that is lost."""
+        before = Position(position.time_ns, position.seq - 1)
+        for record in self._wal.events(self._agent_id, before, self._deadline())[0][:1]:
+            if record.key == key:
+                with suppress(WalRejected):  # It was stored and its body left the log.
+                    return _found(self._wal.with_body(record, self._deadline()), True)
+        for entry in self._store().steps(self._namespace, self._agent_id, before, 1):
+            if entry.key == key and entry.record is not None and entry.record.body is not None:
+                return _found(entry.record, True)
+        raise BodyMissing(
+            f"agent {self._agent_id!r}: the result of step {step_id!r} (sequence {position.seq}) is lost: it is a dead letter "
+            "without a body, or was deleted; see `skialith dead-letters list`"
+        )
+
+    def find(self, key: bytes, step_id: str) -> FoundStep:
+        """One step with its body, wherever it stands. Raises ``BodyMissing`` if it is nowhere."""
+        found = self.load(memory=0).get(key) or FoundStep(NOWHERE, 0, None)
+        return found if found.body is not None else self.read(key, step_id, found.position)
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._timeout
+
+
+def _found(record: Record, keep: bool) -> FoundStep:
+    return FoundStep(record.position, record.codec, record.body if keep else None)
+
+
 Source = Literal["wal", "database", "none"]
 
 
@@ -208,4 +315,13 @@ def _newer(one: Record | None, other: Record) -> Record:
     return one
 
 
-__all__ = ["NOWHERE", "Entry", "History", "newest_checkpoint", "newest_in_log", "newest_of"]
+__all__ = [
+    "NOWHERE",
+    "Entry",
+    "FoundStep",
+    "History",
+    "StepPast",
+    "newest_checkpoint",
+    "newest_in_log",
+    "newest_of",
+]

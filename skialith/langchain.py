@@ -21,19 +21,17 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from . import graphs, runtime
+from . import graphs
 from .awaiting import append, in_thread
-from .config import GRAPH_DROPS_PER_RECORD, GRAPH_PAGE_CHECKPOINTS, Config, load
-from .errors import Closed, InvalidArgument
+from .config import GRAPH_DROPS_PER_RECORD, GRAPH_PAGE_CHECKPOINTS, load
+from .door import Door
+from .errors import InvalidArgument
 from .graph_past import Filled, Past
 from .graphs import Delete, Drop, Operation, Put, blob_id, split_refs
 from .langchain_codec import Codec, KnownValues, config_of, place_of, thread_id_of
-from .records import Record, unique_key
+from .records import Ack, Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
-
-_LOOKS = 3
-"""How often a checkpoint is looked at again whose values were deleted under the look."""
 
 
 class SkialithCheckpointer(BaseCheckpointSaver[str]):
@@ -53,7 +51,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
     def __init__(self, *, serde: SerializerProtocol | None = None, **settings: Any) -> None:
         super().__init__(serde=serde)
         # Shared by the clones that with_allowlist makes.
-        self._door = _Door(load(**settings))
+        self._door = Door(load(**settings))
         self._known = KnownValues()
         if _get_running_loop() is None:
             self._door.open()
@@ -67,11 +65,14 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Append a checkpoint and return its config at DURABLE. Channel values that did not change are not written again."""
+        """Append a checkpoint and return its config at DURABLE.
+
+        Channel values that did not change are not written again, but once for a database that is away: then the log alone
+        must tell the checkpoint.
+        """
         engine = self._door.open()
-        put = self._codec.put(config, checkpoint, metadata, new_versions, self._known)
-        self._append(engine, put)
-        return self._after(put)
+        put = self._codec.put(config, checkpoint, metadata, new_versions, self._known, engine.wal.stands_alone_from)
+        return self._after(put, self._append(engine, put))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -79,16 +80,16 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         """Append what a task wrote and return at DURABLE."""
         self._append(self._door.open(), self._codec.put_writes(config, writes, task_id, task_path))
 
-    def _append(self, engine: Runtime, operation: Operation) -> None:
-        engine.wal.log.append_one(self._record(engine, operation), time.monotonic() + engine.config.timeout)
+    def _append(self, engine: Runtime, operation: Operation) -> Ack:
+        return engine.wal.log.append_one(self._record(engine, operation), time.monotonic() + engine.config.timeout)
 
     def _record(self, engine: Runtime, operation: Operation) -> Record:
         record = graphs.record(engine.config.namespace, operation, engine.config.max_record_bytes)
-        engine.note_agent(record.agent_id)
+        engine.note_thread(record.agent_id)
         return record
 
-    def _after(self, put: Put) -> RunnableConfig:
-        self._known.add(put.thread_id, [(put.checkpoint_ns, blob) for blob in split_refs(put.refs)])
+    def _after(self, put: Put, ack: Ack) -> RunnableConfig:
+        self._known.add(put, ack.seq)
         return config_of(put.thread_id, put.checkpoint_ns, put.checkpoint_id)
 
     @property
@@ -101,19 +102,19 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         """The checkpoint that ``config`` names, or the thread's latest in its namespace; None if it is not there."""
         place = place_of(config)
         engine = self._door.open()
-        found: Filled | None = None
-        for _ in range(_LOOKS):
+        ns = place.checkpoint_ns or ""
+        if place.checkpoint_id is None:
+            found = engine.latest_checkpoint(place.thread_id, ns)
+        else:
             past = engine.thread(place.thread_id)
-            ns = place.checkpoint_ns or ""
             with past.look():
-                put = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
-                if put is None:
-                    return None
-                (found,) = past.fill([put])
-            if len(found.values) == len(put.refs) // graphs.KEY_BYTES:
-                self._after(put)
-                break
-        return None if found is None else self._codec.checkpoint_tuple(found)
+                put = past.one(ns, place.checkpoint_id)
+                found = None if put is None else past.fill([put])[0]
+        if found is None:
+            return None
+        if found.whole:
+            self._known.add(found.put, 0)
+        return self._codec.checkpoint_tuple(found)
 
     def list(
         self,
@@ -289,12 +290,12 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
 
         def prepared() -> tuple[Runtime, Put, Record]:
             engine = self._door.open()
-            put = self._codec.put(config, checkpoint, metadata, new_versions, self._known)
+            since = engine.wal.stands_alone_from
+            put = self._codec.put(config, checkpoint, metadata, new_versions, self._known, since)
             return engine, put, self._record(engine, put)
 
         engine, put, record = await in_thread(prepared)
-        await append(engine, record, time.monotonic() + engine.config.timeout)
-        return self._after(put)
+        return self._after(put, await append(engine, record, time.monotonic() + engine.config.timeout))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -416,38 +417,3 @@ def _ancestors(past: Past, put: Put) -> Iterator[Put]:
 def _some(items: list[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(items), GRAPH_DROPS_PER_RECORD):
         yield items[start : start + GRAPH_DROPS_PER_RECORD]
-
-
-class _Use:
-    """One process's use of a runtime."""
-
-    def __init__(self, engine: Runtime) -> None:
-        self.engine = engine
-
-
-class _Door:
-    """The runtime of a checkpointer and its clones, opened once in each process that uses it. Any thread may."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._uses: dict[int, _Use] = {}
-        self._closed = False
-
-    def open(self) -> Runtime:
-        if self._closed:
-            raise Closed("the checkpointer was used after close(); nothing was sent. Make a new SkialithCheckpointer")
-        use = self._uses.get(runtime.process_id())
-        if use is None:
-            mine = _Use(runtime.acquire(self._config))
-            # Without a lock, which a fork could leave locked for ever.
-            use = self._uses.setdefault(runtime.process_id(), mine)
-            if use is not mine:
-                mine.engine.release()
-        use.engine.check_open()
-        return use.engine
-
-    def close(self) -> None:
-        self._closed = True
-        use = self._uses.pop(runtime.process_id(), None)
-        if use is not None and not use.engine.closed:
-            use.engine.release()

@@ -64,6 +64,9 @@ def config_of(thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Runnabl
     return {"configurable": where}
 
 
+_NOTHING: dict[tuple[str, bytes], int] = {}
+
+
 class KnownValues:
     """Which channel values of which threads are known to be durable; those of the threads used last, within a limit.
 
@@ -72,18 +75,25 @@ class KnownValues:
 
     def __init__(self, limit: int = GRAPH_KNOWN_VALUES) -> None:
         self._limit = limit
-        self._threads: OrderedDict[str, set[tuple[str, bytes]]] = OrderedDict()
+        self._threads: OrderedDict[str, dict[tuple[str, bytes], int]] = OrderedDict()
         self._at_most = 0
 
-    def has(self, thread_id: str, value: tuple[str, bytes]) -> bool:
-        """``value``: checkpoint namespace and blob id."""
-        return value in self._threads.get(thread_id, ())
+    def has(self, thread_id: str, value: tuple[str, bytes], since: int) -> bool:
+        """``value``: checkpoint namespace and blob id. ``since``: it must stand in the log at this sequence or behind."""
+        return self._threads.get(thread_id, _NOTHING).get(value, -1) >= since
 
-    def add(self, thread_id: str, values: Collection[tuple[str, bytes]]) -> None:
-        self._threads.setdefault(thread_id, set()).update(values)
+    def add(self, put: Put, seq: int) -> None:
+        """All values of a checkpoint are durable: those that came with it at ``seq``, the others earlier."""
+        known = self._threads.setdefault(put.thread_id, {})
+        for blob in split_refs(put.refs):
+            value = put.checkpoint_ns, blob
+            if blob in put.blobs:
+                known[value] = seq
+            else:
+                known.setdefault(value, 0)
+            self._at_most += 1
         with suppress(KeyError):
-            self._threads.move_to_end(thread_id)
-        self._at_most += len(values)
+            self._threads.move_to_end(put.thread_id)
         if self._at_most > self._limit:
             self._shrink()
 
@@ -116,8 +126,12 @@ class Codec:
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
         known: KnownValues,
+        since: int = 0,
     ) -> Put:
-        """The operation that puts a checkpoint, with those channel values that are new or not known to be durable."""
+        """The operation that puts a checkpoint, with those channel values that are new or not known to be durable.
+
+        ``since``: nor known to stand in the log at this sequence or behind.
+        """
         place = place_of(config)
         thread_id, ns, checkpoint_id = (
             place.thread_id,
@@ -134,7 +148,7 @@ class Codec:
                 continue
             blob = blob_id(channel, versions[channel])
             refs.append(blob)
-            if channel in new_versions or not known.has(thread_id, (ns, blob)):
+            if channel in new_versions or not known.has(thread_id, (ns, blob), since):
                 blobs[blob] = self._dumps(thread_id, f"channel_values.{channel}", value)
         head = self._dumps(thread_id, "checkpoint", {**checkpoint, "channel_values": unversioned})
         said = get_checkpoint_metadata(config, metadata)

@@ -7,9 +7,13 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from . import _fastpath
+
+STEP = "step"
+"""Event type of a recorded step."""
 
 
 class _Keys:
@@ -105,6 +109,32 @@ def decode_record(namespace: str, data: bytes, position: Position) -> Record:
     fields = _fastpath.decode_record(data)
     manifest = None if fields[9] is None else Manifest(*fields[9])
     return Record(fields[0], namespace, *fields[1:9], position, manifest)
+
+
+def step_hash(namespace: str, agent_id: str) -> blake2b:
+    """The hash of a step's identity before its id is added, see :func:`step_key`."""
+    begun = blake2b(digest_size=16, person=b"skialith-step")
+    for text in (namespace.encode(), agent_id.encode()):
+        begun.update(len(text).to_bytes(4, "big") + text)
+    return begun
+
+
+def step_key(begun: blake2b, step_id: str) -> bytes:
+    """The 16-byte identity of a recorded step: BLAKE2b-128 of namespace, agent id and step id, each behind its length.
+
+    Personalized, so that no event saved under whatever id has the key of a step. ``begun``: :func:`step_hash`.
+    """
+    text = step_id.encode()
+    digest = begun.copy()
+    digest.update(len(text).to_bytes(4, "big") + text)
+    return digest.digest()
+
+
+def is_step(record: Record) -> bool:
+    """Whether an event is a recorded step, and not merely one whose payload says so."""
+    if record.event_type != STEP:
+        return False
+    return record.key == step_key(step_hash(record.namespace, record.agent_id), record.record_id)
 
 
 class Trace(NamedTuple):

@@ -22,8 +22,9 @@ from .errors import (
     UnsupportedEnvironment,
     WalError,
 )
-from .graph_past import NoThreads, Past, ThreadStore
-from .history import History, NothingStored, PastStore, newest_checkpoint
+from .graph_past import Filled, NoThreads, Past, ThreadStore
+from .graph_recent import Recent
+from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
@@ -132,6 +133,7 @@ class Runtime:
         self.wal = Wal(self.config, self.find_url, wal_bytes)
         try:
             self.wal.open(max(1.0, deadline - time.monotonic()), create)
+            self._recent = Recent(self.wal, self.thread, self.config.timeout)
             self._since = self.wal.end(deadline)
             if self.config.writer == "on":
                 self._start_writer()
@@ -177,11 +179,10 @@ class Runtime:
 
     def _trim(self) -> bool:
         try:
-            self.wal.trim()
+            return self.wal.trim()
         except (WalError, Closed) as error:
             log.info("trimming %s put off: %s", self.wal.stream.name, error)
             return False
-        return True
 
     # ---- what agents use
 
@@ -191,6 +192,11 @@ class Runtime:
 
     def note_agent(self, agent_id: str) -> None:
         self._agents.add(agent_id)
+
+    def note_thread(self, thread_name: str) -> None:
+        """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
+        self._agents.add(thread_name)
+        self.wal.watch_writer()
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
@@ -202,9 +208,16 @@ class Runtime:
     def history(self, agent_id: str) -> History:
         return History(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
 
+    def steps(self, agent_id: str) -> StepPast:
+        return StepPast(self.wal, self._reading, self.config.namespace, agent_id, self.config.timeout)
+
     def thread(self, thread_id: str | None) -> Past:
         """A look at a graph's thread, or at all threads."""
         return Past(self.wal, self._reading_threads, self.config.namespace, thread_id, self.config.timeout)
+
+    def latest_checkpoint(self, thread_id: str, checkpoint_ns: str) -> Filled | None:
+        """The latest checkpoint of a graph's thread in a namespace, with what belongs to it; None if there is none."""
+        return self._recent.latest(thread_id, checkpoint_ns)
 
     def _reading_threads(self) -> ThreadStore:
         return NoThreads() if isinstance(self._reading(), NothingStored) else self.store
@@ -237,7 +250,7 @@ class Runtime:
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
             for agent_id in self._agents:
-                for kind in ("event", "checkpoint"):
+                for kind in ("event", "checkpoint", "graph"):
                     records = self.wal.dead_records(agent_id, kind, deadline)
                     keys.update(record.key for record in records if record.position > self._since)
         if not isinstance(self._reading(), NothingStored):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
@@ -50,12 +51,14 @@ class Threads:
 
     def _start_thread(self, number: int) -> None:
         try:
-            threading.Thread(target=self._main, name=f"skialith-awaited-{number}", daemon=True).start()
+            # Not Thread.start(): it waits for the new thread in Python code, and on a user's loop.
+            _thread.start_new_thread(self._main, (number,))
         except RuntimeError as error:
             self._places.put(number)
             raise Closed(f"no thread can be started, the interpreter is about to exit: {error}") from error
 
-    def _main(self) -> None:
+    def _main(self, number: int) -> None:
+        threading.current_thread().name = f"skialith-awaited-{number}"
         while True:
             try:
                 job = self._jobs.get_nowait()

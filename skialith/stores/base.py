@@ -33,6 +33,14 @@ class Counts(NamedTuple):
     dead_letters: int
 
 
+class StepEntry(NamedTuple):
+    """One recorded step. ``record``: None if it was left out of the page for its size; its body is None if that is lost."""
+
+    key: bytes
+    position: Position
+    record: Record | None
+
+
 Scope: TypeAlias = tuple[Literal["ns_key", "thread_key", "namespace"], bytes | str]
 """Which checkpoints of graphs: of one checkpoint namespace, of a thread, of a whole namespace."""
 
@@ -144,6 +152,15 @@ class Store(Protocol):
         The flag is True for an event that is a dead letter of the sink ``writer``; its body is None if it was lost. An event
         that is both stored and a dead letter is the stored one. ``max_bytes``: the page ends before the body that passes
         it (but holds one event at least), so then a short page is not the last one; without it, fewer than ``limit`` is.
+        """
+
+    def steps(
+        self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
+    ) -> list[StepEntry]:
+        """The agent's recorded steps behind ``after``, oldest first, at most ``limit`` (fewer: these are the last).
+
+        Dead letters of the sink ``writer`` included. ``max_bytes``: records are left out of their entries from the body on
+        that passes it. Costs the number of steps, however many other events the agent has.
         """
 
     def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:

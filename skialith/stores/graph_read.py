@@ -101,6 +101,8 @@ class GraphTables:
         if thread_name is not None:
             where += " AND agent_id = ?"
             args.append(thread_name)
+        if not self._session.rows(f"SELECT 1 FROM dead_letters WHERE {where} LIMIT 1", args):
+            return []  # as nearly always; the many columns of a letter cost as much as a query, even without a row
         letters = self._session.rows(f"SELECT {read.LETTERS} FROM dead_letters WHERE {where}", args)
         whole = [read.whole_letter(self._session, row) for row in letters]
         records = [letter.record for letter in whole if letter is not None and letter.record is not None]

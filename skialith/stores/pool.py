@@ -70,7 +70,8 @@ class Pool(Generic[C]):
     def connection(self, trusted: float = 0.0) -> Iterator[C]:
         """One connection for the block; closed after any error in the block, otherwise kept for the next caller.
 
-        ``trusted``: an idle one that was used in the last so many seconds is not asked whether it is alive. Raises ``StoreUnavailable`` when the pool is closed or no connection becomes free in time, or what ``connect`` raises.
+        ``trusted``: an idle one that was used in the last so many seconds is not asked whether it is alive. Raises
+        ``StoreUnavailable`` when the pool is closed or no connection becomes free in time, or what ``connect`` raises.
         """
         state = self._current()
         idle = self._enter(state)

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import StoreUnavailable
-from ..records import DeadLetter, Kind, Position, Record
+from ..records import STEP, DeadLetter, Kind, Position, Record, step_hash, step_key
 from . import rows
-from .base import AgentSummary
+from .base import AgentSummary, StepEntry
 from .rows import Row
 
 WRITER = "writer"
@@ -179,6 +179,60 @@ def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, .
         sql += " AND store_time_ns <= ? AND (store_time_ns < ? OR seq <= ?)"
         args += (up_to.time_ns, up_to.time_ns, up_to.seq)
     return sql, args
+
+
+# ---- steps
+
+
+def steps(
+    session: Queries, agent: tuple[str, str], after: Position, limit: int, max_bytes: int | None
+) -> list[StepEntry]:
+    """A page of the recorded steps of ``agent`` (namespace, agent id) with the dead ones among them."""
+
+    def page() -> list[StepEntry]:
+        places = sorted(_step_places(session, agent, after, limit))[:limit]
+        wanted = places if max_bytes is None else list(_within(places, max_bytes))
+        whole = {record.key: record for record, _ in _load(session, wanted)}
+        return [StepEntry(place.key, place.position, whole.get(place.key)) for place in places]
+
+    return unmoved(page, agent[1])
+
+
+def _step_places(session: Queries, agent: tuple[str, str], after: Position, limit: int) -> Iterator[_Place]:
+    within, args = _between(after, None)
+    dead = session.rows(
+        "SELECT store_time_ns, seq, record_key, body_bytes, record_id FROM dead_letters WHERE namespace = ? AND agent_id = ? "
+        f"AND sink = ? AND kind = ? AND event_type = ? AND {within} AND NOT EXISTS "
+        "(SELECT 1 FROM agent_events WHERE agent_events.record_key = dead_letters.record_key)",
+        (*agent, WRITER, int(Kind.EVENT), STEP, *args),
+    )
+    alive = session.rows(
+        "SELECT place.store_time_ns, place.seq, place.record_key, event.body_bytes "
+        f"FROM agent_steps AS place{session.by_agent} "
+        "JOIN agent_events AS event ON event.record_key = place.record_key "
+        f"WHERE place.namespace = ? AND place.agent_id = ? AND {_of_place(within)} {_of_place(_OLDEST)}",
+        (*agent, *args, limit),
+    )
+    keys = {key for _, _, key, _ in alive}
+    for time_ns, seq, key, size in alive:
+        yield _Place(Position(time_ns, seq), key, size, False)
+    begun = step_hash(*agent)
+    for time_ns, seq, key, size, step_id in dead:
+        if key not in keys and step_key(begun, rows.text(step_id)) == key:
+            yield _Place(Position(time_ns, seq), key, size, True)
+
+
+def _of_place(sql: str) -> str:
+    return sql.replace("store_time_ns", "place.store_time_ns").replace("seq", "place.seq")
+
+
+def _within(places: list[_Place], max_bytes: int) -> Iterator[_Place]:
+    """Those whose bodies stay within ``max_bytes`` together."""
+    for place in places:
+        max_bytes -= place.size
+        if max_bytes < 0:
+            return
+        yield place
 
 
 # ---- agents

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
 from ..errors import StoreDataError
-from ..records import DeadLetter, Kind, Manifest, Position, Record, Trace
+from ..records import STEP, DeadLetter, Kind, Manifest, Position, Record, Trace, step_hash, step_key
 
 Row = tuple[Any, ...]
 
@@ -29,6 +29,7 @@ EVENT_COLUMNS = (
     "body_parts",
 )
 CHECKPOINT_COLUMNS = tuple(name for name in EVENT_COLUMNS if name not in ("event_id", "event_type"))
+STEP_COLUMNS = ("record_key", "namespace", "agent_id", "store_time_ns", "seq")
 TRACE_COLUMNS = (
     "record_key",
     "namespace",
@@ -74,6 +75,8 @@ PART_COLUMNS = ("parts_key", "n", "data")
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
 
+_EVENT_TYPE = EVENT_COLUMNS.index("event_type")
+_POSITION = slice(EVENT_COLUMNS.index("store_time_ns"), EVENT_COLUMNS.index("seq") + 1)
 _KINDS = frozenset(map(int, Kind))
 _GRAPH = int(Kind.GRAPH)
 _Keyed = TypeVar("_Keyed", Record, Trace)
@@ -164,6 +167,20 @@ def of_record(record: Record) -> tuple[Row, Payload | None]:
         row = (*head, record.step_index, *tail)
     large = None if body.parts_key is None else Payload(record.key, "body_parts", body.parts_key, record.body)
     return row, large
+
+
+def of_steps(events: list[Row]) -> list[Row]:
+    """Rows of ``STEP_COLUMNS`` for those rows of events that record a step."""
+    found = []
+    hashes: dict[Row, blake2b] = {}
+    for row in _rows.having(events, _EVENT_TYPE, STEP):
+        agent = row[1:3]
+        begun = hashes.get(agent)
+        if begun is None:
+            begun = hashes[agent] = step_hash(*agent)
+        if step_key(begun, row[3]) == row[0]:
+            found.append((row[0], *agent, *row[_POSITION]))
+    return found
 
 
 def check_kinds(records: Iterable[Record]) -> None:

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
-from ..records import DeadLetter, Kind, Position, Record, Trace
+from ..records import STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
 from . import graph_read, graphs, read, rows
-from .base import AgentSummary, Counts
+from .base import AgentSummary, Counts, StepEntry
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
@@ -119,6 +119,8 @@ class SqlStore(ABC):
         plain, operations = rows.by_tables(records)
         events, checkpoints, large = rows.of_records(rows.in_order(plain))
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
+        if steps := rows.of_steps(events):
+            session.insert("agent_steps", rows.STEP_COLUMNS, steps)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
             self._insert_parts(session, table, payload)
@@ -205,7 +207,7 @@ class SqlStore(ABC):
             with self.writing() as session:
                 if sink != TRACE_INGEST:
                     kinds = (Kind.EVENT, Kind.CHECKPOINT)
-                    self._insert_records(session, [_probe_record(kind) for kind in kinds])
+                    self._insert_records(session, [_probe_step(), *(_probe_record(kind) for kind in kinds)])
                 if sink != WRITER:
                     self._insert_traces(session, [_probe_trace()])
                 raise _RollBack
@@ -237,6 +239,13 @@ class SqlStore(ABC):
         """Events with ``after`` < position <= ``up_to``, merged with the dead ones."""
         with self.reading() as session:
             return read.events(session, (namespace, agent_id), after, up_to, limit, max_bytes)
+
+    def steps(
+        self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
+    ) -> list[StepEntry]:
+        """Recorded steps behind ``after``, dead letters included."""
+        with self.reading() as session:
+            return read.steps(session, (namespace, agent_id), after, limit, max_bytes)
 
     def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:
         """Agents with rows, ordered by the bytes of their id."""
@@ -294,6 +303,13 @@ def _probe_record(kind: Kind) -> Record:
     """A record that every healthy database takes, with a key that no record has."""
     event_id = "probe" if kind == Kind.EVENT else ""
     return Record(kind, _PROBE_NAMESPACE, "probe", event_id, os.urandom(16), 0, "probe", 0, 0, b"\xc0", Position(1, 1))
+
+
+def _probe_step() -> Record:
+    """A recorded step, which takes a row in the index of steps too."""
+    record = _probe_record(Kind.EVENT)
+    key = step_key(step_hash(record.namespace, record.agent_id), record.key.hex())
+    return record._replace(record_id=record.key.hex(), key=key, event_type=STEP)
 
 
 def _probe_trace() -> Trace:

@@ -45,6 +45,8 @@ cdef class Waiter:
     cdef int state
     cdef uint64_t seq
     cdef bint duplicate
+    cdef bint asks  # wants the reply itself, whatever it says
+    cdef Reply reply
     cdef PyThread_type_lock lock  # made and held by the thread when it comes to sleep
     cdef void settle(self, int state) noexcept
 

@@ -83,7 +83,7 @@ cdef class Turn:
 
 @final
 cdef class Waiter:
-    """One thread that waits for one PubAck."""
+    """One thread that waits for one PubAck, or for one reply."""
 
 
     def __dealloc__(self):

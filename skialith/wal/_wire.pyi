@@ -118,6 +118,11 @@ class Wire:
     def post(self, link: Link, token: int, subject: str, fence: bytes, record: Record) -> int:
         """Write a record to the socket, for :meth:`append`; its size, or 0 if it is too large for one message of this server."""
 
+    def ask(self, subject: str, payload: bytes, deadline: float) -> Reply | None:
+        """Send a request and return its first reply, which the calling thread reads itself.
+
+        None: no open connection, or it ended, or no reply before the deadline (``time.monotonic()``)."""
+
     def pipeline(
         self, messages: list[tuple[str, bytes, bytes]], fence: bytes, callback: Callable[[None], object]
     ) -> Window | None:

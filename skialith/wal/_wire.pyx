@@ -308,7 +308,11 @@ cdef class Wire:
         item = self._waiting.get(token)
         if item is None:
             return 0
-        if type(item) is Waiter or type(item) is Window:
+        if type(item) is Waiter and (<Waiter> item).asks:
+            del self._waiting[token]
+            (<Waiter> item).reply = _reply_of(line, body)
+            (<Waiter> item).settle(ACKED)
+        elif type(item) is Waiter or type(item) is Window:
             del self._waiting[token]
             acked = line.head == 0 and read_puback(body, line.total, &ack)
             if type(item) is Waiter:
@@ -575,6 +579,37 @@ cdef class Wire:
                 self._ended_by_itself(link)
             self._tell_loop()
         return 0
+
+    def ask(self, str subject not None, bytes payload not None, double deadline):
+        cdef Link link = self._link
+        cdef Waiter waiter
+        cdef uint64_t token
+        cdef bytes frame
+        cdef bint reading
+        if not self.is_open or link is None or link.broken:
+            return None
+        waiter = Waiter.__new__(Waiter)
+        waiter.asks = True
+        token = self._register(waiter)
+        reading = False
+        try:
+            frame = b"PUB %b %b%d %d\r\n%b\r\n" % (subject.encode(), self._inbox, token, len(payload), payload)
+            # Before it is sent: the answer is not to wake the loop.
+            reading = link.may_wait()
+            if reading:
+                link.listen(True)
+            memcpy(link.room(PyBytes_GET_SIZE(frame)), PyBytes_AS_STRING(frame), <size_t> PyBytes_GET_SIZE(frame))
+            self._flush(link)
+            if reading:
+                reading = False
+                self._read(link, waiter, deadline)
+            self._wait(link, waiter, deadline)
+        finally:
+            if reading:
+                link.listen(False)
+            self._waiting.pop(token, None)
+            self._tell_loop()
+        return waiter.reply
 
     def pipeline(self, list messages not None, bytes fence not None, callback not None):
         cdef Link link

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
 from ..errors import (
     AgentFenced,
     ConfigurationError,
@@ -85,6 +86,10 @@ class Wal:
         self._thread = LoopThread()
         self._housekeeper: asyncio.Task[None] | None = None
         self._closed = False
+        self._watched = False
+        self._floor, self._floor_since = -1, 0.0
+        self.stands_alone_from = 0
+        """While the writer stands still: the first sequence that is surely not trimmed; otherwise 0."""
         self._sources: list[ConsumerSource] = []
         self.connection: Connection
         self.stream: Stream
@@ -118,6 +123,19 @@ class Wal:
         self.dead = DeadLetters(self.stream, self.reader)
         self._housekeeper = asyncio.create_task(self._keep_house())
 
+    def watch_writer(self) -> None:
+        """From now on, notice when the writer stands still."""
+        self._watched = True
+
+    async def _look_at_writer(self) -> None:
+        """Whether the writer stands still, as it does while its database is away."""
+        info = await self.stream.consumer_info(WRITER)
+        floor = int(info["ack_floor"]["stream_seq"])
+        now = time.monotonic()
+        if floor != self._floor or not info["num_pending"] + info["num_ack_pending"]:
+            self._floor, self._floor_since = floor, now
+        self.stands_alone_from = floor + 1 if now - self._floor_since >= WRITER_STANDS_SECONDS else 0
+
     async def _url(self) -> str:
         return await asyncio.get_running_loop().run_in_executor(None, self._find_url)
 
@@ -129,6 +147,8 @@ class Wal:
             try:
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
+                if self._watched:
+                    await self._look_at_writer()
                 await self.log.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
                 log.warning("%s", error)
@@ -191,12 +211,48 @@ class Wal:
 
     def operations(self, thread_name: str | None, deadline: float) -> Operations:
         """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
+        epoch = self.connection.epoch
+        if thread_name is not None:
+            subjects = self.stream.subjects
+            last = self._last(self.stream.name, subjects.graph(thread_name), deadline)
+            if (
+                last == 0
+                and self._last(self.stream.dead_name, subjects.dead_letter("graph", thread_name), deadline) == 0
+            ):
+                return Operations([], [], True, epoch)
 
         async def read() -> Operations:
             found, whole = await self.reader.operations(thread_name, deadline)
-            return Operations(found, await self.dead.graphs(thread_name, deadline), whole)
+            return Operations(found, await self.dead.graphs(thread_name, deadline), whole, epoch)
 
         return self._call(read, deadline)
+
+    def last_operation(self, thread_name: str, deadline: float) -> tuple[int, int] | None:
+        """Sequence of the last operation on a thread in the log (0: none) and the connection it was read over.
+
+        None if only the long way tells: with replicas, which may lag, or without a connection.
+        """
+        epoch = self.connection.epoch
+        seq = self._last(self.stream.name, self.stream.subjects.graph(thread_name), deadline)
+        return None if seq is None or epoch != self.connection.epoch else (seq, epoch)
+
+    def _last(self, stream: str, subject: str, deadline: float) -> int | None:
+        """Asked by the calling thread itself, which takes half as long as over the loop."""
+        if self.stream.replicas > 1:
+            return None
+        query = json.dumps({"last_by_subj": subject}).encode()
+        until = min(deadline, time.monotonic() + API_TIMEOUT_SECONDS)
+        reply = self.connection.wire.ask(f"$JS.API.DIRECT.GET.{stream}", query, until)
+        headers = (reply.headers if reply is not None else None) or {}
+        if headers.get("Status") == "404":
+            return 0
+        seq = headers.get("Nats-Sequence")
+        return None if seq is None else int(seq)
+
+    def operations_after(self, thread_name: str, seq: int, deadline: float) -> list[Record] | None:
+        """The operations on a thread behind sequence ``seq`` that are in the log; None if the body of one is missing."""
+        found, whole = self._call(lambda: self.reader.operations(thread_name, deadline, seq), deadline)
+        return found if whole else None
 
     def anything_stored(self, timeout: float) -> bool:
         """Whether a writer ever acknowledged a record of this log."""
@@ -218,9 +274,12 @@ class Wal:
         self._sources.append(source)
         return source
 
-    def trim(self) -> None:
-        """Remove what is stored from the log. Raises ``WalUnavailable``; the next trim does what this one did not."""
-        self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
+    def trim(self) -> bool:
+        """Remove what is stored from the log; False if some of it must be kept for a while.
+
+        Raises ``WalUnavailable``; the next trim does what this one did not.
+        """
+        return self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
 
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""

@@ -311,7 +311,8 @@ class Delivery:
 
     def fail(self, lane: Lane, entry: Entry, error: SkialithError) -> None:
         """Fail an entry and the rest of its call: what stands behind a failed record of a call is not sent again."""
-        for other in [other for other in lane.queue if other.ticket is entry.ticket]:
+        alone = entry.ticket.count == 1  # and thousands of them may fail together
+        for other in [entry] if alone else [other for other in lane.queue if other.ticket is entry.ticket]:
             if other.unknown:
                 error.outcome = "unknown"
                 if lane.lease is not None:

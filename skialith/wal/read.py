@@ -103,8 +103,8 @@ class Reader:
                 query.pop("start_time", None)
                 query["seq"] = last + 1
 
-    async def operations(self, thread_name: str | None, deadline: float) -> tuple[list[Record], bool]:
-        """The operations on a graph's thread, or on all, that are in the log, oldest first, with their bodies.
+    async def operations(self, thread_name: str | None, deadline: float, after: int = 0) -> tuple[list[Record], bool]:
+        """The operations on a graph's thread, or on all, that are in the log behind ``after``, oldest first, with their bodies.
 
         The flag is False if the body of one was missed: then that one was stored and trimmed since its head was read, or is
         torn, and only the database tells.
@@ -112,21 +112,21 @@ class Reader:
         subjects = self._stream.subjects
         subject = subjects.graphs if thread_name is None else subjects.graph(thread_name)
         while True:
-            found, whole, first = await self._operations(subject, thread_name, deadline)
+            found, whole, first = await self._operations(subject, thread_name, after + 1, deadline)
             if first is None:
                 return found, whole
             # A trim between two pages may have taken the deletion of what was read before it.
-            message = await self._stream.next_message(1, subject, deadline)
+            message = await self._stream.next_message(after + 1, subject, deadline)
             if message is not None and int(message["seq"]) == first:
                 return found, whole
 
     async def _operations(
-        self, subject: str, thread_name: str | None, deadline: float
+        self, subject: str, thread_name: str | None, seq: int, deadline: float
     ) -> tuple[list[Record], bool, int | None]:
         """See :meth:`operations`; and the sequence of the first message if it took more than one request."""
         query: dict[str, Any] = {"next_by_subj": subject, "batch": HISTORY_PAGE_RECORDS, "max_bytes": self.page_bytes()}
         found: list[Record] = []
-        whole, seq, requests, first = True, 1, 0, 0
+        whole, requests, first = True, 0, 0
         while True:
             messages = await self.direct(self._stream.name, {**query, "seq": seq}, deadline)
             requests += 1

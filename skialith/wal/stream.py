@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..config import (
     DEFAULT_WAL_BYTES,
     DUPLICATE_WINDOW_SECONDS,
     ENVELOPE_RESERVE_BYTES,
+    GRAPH_KEEP_SECONDS,
     MAX_ACK_PENDING,
     STREAM_FULL_SHARE,
     Config,
@@ -116,6 +118,8 @@ class Stream:
         self._stored_bytes = 0
         self._trimmed: dict[str, int] = {}
         self._trim_epoch = -1
+        self._graph_bounds: deque[tuple[float, int]] = deque()
+        self.keep_graphs_seconds = GRAPH_KEEP_SECONDS
 
     # ---- provisioning
 
@@ -374,8 +378,18 @@ class Stream:
 
     # ---- trimming
 
-    async def trim(self) -> None:
-        """Purge, class by class, what the class's consumers have acknowledged.
+    def _kept_long_enough(self, bound: int) -> int:
+        """Up to where operations on graphs' threads may go: what was acknowledged ``keep_graphs_seconds`` ago."""
+        now = time.monotonic()
+        if not self._graph_bounds or self._graph_bounds[-1][1] < bound:
+            self._graph_bounds.append((now, bound))
+        while len(self._graph_bounds) > 1 and now - self._graph_bounds[1][0] >= self.keep_graphs_seconds:
+            self._graph_bounds.popleft()
+        since, oldest = self._graph_bounds[0]
+        return oldest if now - since >= self.keep_graphs_seconds else 0
+
+    async def trim(self) -> bool:
+        """Purge, class by class, what the class's consumers have acknowledged; False if some of it must be kept for a while.
 
         Raises ``ApiError``, ``WalUnavailable``, ``Disconnected`` or ``NoReply``. A purge goes out once, on the connection
         that the floors were read on: a late copy must never reach a stream that was made anew.
@@ -383,6 +397,7 @@ class Stream:
         epoch = self._connection.epoch
         if epoch != self._trim_epoch:
             self._trimmed, self._trim_epoch = {}, epoch
+            self._graph_bounds.clear()
         info = await self.info()
         end = int(info["state"]["last_seq"]) + 1
         bounds: dict[str, int] = {}
@@ -391,9 +406,12 @@ class Stream:
             bounds[consumer] = end if pending is None else min(end, pending)
         for kind in trim_classes(self.subjects, self.traces):
             bound = min(bounds[consumer] for consumer in kind.consumers)
+            if kind.filter == self.subjects.graphs:
+                bound = self._kept_long_enough(bound)
             if self._connection.epoch != epoch:
-                return
+                return False
             if bound > self._trimmed.get(kind.filter, 0):
                 body = {"filter": kind.filter, "seq": bound}
                 await self.api.once(f"STREAM.PURGE.{self.name}", body, timeout=5.0)
                 self._trimmed[kind.filter] = bound
+        return len(self._graph_bounds) <= 1 and self._trimmed.get(self.subjects.graphs, 0) >= self._graph_bounds[-1][1]

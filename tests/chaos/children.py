@@ -17,7 +17,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, faults, signalled
+from . import awaited, faults, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -134,6 +134,14 @@ def interrupt(options: Options) -> None:
     signalled.interrupt(options, Notebook(Path(options.folder), options.name), on_term())
 
 
+def steps(options: Options) -> None:
+    """A program of steps, see :mod:`stepping`."""
+    notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
+    with open_agent(options.agents[0], options, stopping, notebook) as agent:
+        stepping.run(options, notebook, agent)
+
+
 def await_(options: Options) -> None:
     """Agents whose verbs are awaited, see :mod:`awaited`."""
     faults.install(options.die, options.freeze, options.break_)
@@ -224,6 +232,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "browse": browse,
     "take_turns": take_turns,
     "fork": fork,
+    "steps": steps,
     "interrupt": interrupt,
     "await": await_,
 }

@@ -11,7 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
+from skialith.steps import Call
 from skialith.stores import graphs as stores_graphs
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
@@ -30,6 +32,8 @@ POINTS = ("before send", "after send", "after PubAck", "after pull", "before com
 """The path of a record, in order."""
 WRITER_POINTS = POINTS[3:]
 """Those on a writer's side."""
+STEP_POINTS = ("before function", "after function", "before send", "after send", "after PubAck", "after record")
+"""The path of a step, in order: its function, then its record."""
 
 
 class Fuse:
@@ -154,6 +158,38 @@ def _after_puback(fuse: Fuse) -> None:
     _replace(Delivery, "_acknowledge", acknowledge)
 
 
+def _before_function(fuse: Fuse) -> None:
+    original = Call.__enter__
+
+    def enter(self: Call) -> None:
+        fuse.burn()
+        original(self)
+
+    _replace(Call, "__enter__", enter)
+
+
+def _after_function(fuse: Fuse) -> None:
+    """The function of a step has returned, and nothing knows of its result."""
+    original = Call.succeeded
+
+    def succeeded(self: Call, result: object) -> Record:
+        fuse.burn()
+        return original(self, result)
+
+    _replace(Call, "succeeded", succeeded)
+
+
+def _after_record(fuse: Fuse) -> None:
+    """A step is recorded, and its caller does not have the value yet."""
+    original = Call.recorded
+
+    def recorded(self: Call, *arguments: Any) -> Any:
+        fuse.burn()
+        return original(self, *arguments)
+
+    _replace(Call, "recorded", recorded)
+
+
 def _after_pull(fuse: Fuse) -> None:
     original = Drain.pull
 
@@ -205,6 +241,9 @@ _POINTS: dict[str, Callable[[Fuse], None]] = {
     "before send": _before_send,
     "after send": _after_send,
     "after PubAck": _after_puback,
+    "before function": _before_function,
+    "after function": _after_function,
+    "after record": _after_record,
     "after pull": _after_pull,
     "before commit": _before_commit,
     "after commit": _after_commit,
@@ -294,10 +333,31 @@ def _apply_without_position() -> None:
     _replace(stores_graphs, "apply", apply)
 
 
+def _forget_steps() -> None:
+    """A run that does not look for what is recorded."""
+    original = StepPast.load
+
+    def load(self: StepPast, memory: int | None = None) -> dict[bytes, FoundStep]:
+        return {} if memory is None else original(self, memory)
+
+    _replace(StepPast, "load", load)
+
+
+def _return_unrecorded_steps() -> None:
+    """A step whose value is returned and whose record is not sent."""
+
+    def append_one(self: Log, record: Record, deadline: float) -> Ack:
+        return Ack(1, False)
+
+    _replace(Log, "append_one", append_one)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge before durable": _acknowledge_before_durable,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
+    "forget steps": _forget_steps,
+    "return unrecorded steps": _return_unrecorded_steps,
 }

@@ -111,7 +111,13 @@ LATE = {
     "a put behind a newer one": [put(blobs={blob(1): value("x")}), put(blobs={blob(1): value("y")})],
     "writes behind their checkpoint's deletion": [writes(), Drop("t", [("", "1")], [])],
     "writes behind their checkpoint's deletion and return": [writes(), Drop("t", [("", "1")], []), put()],
-    "a deletion behind its checkpoint's return": [writes(), put(), Drop("t", [("", "1")], []), put(), writes(text="new")],
+    "a deletion behind its checkpoint's return": [
+        writes(),
+        put(),
+        Drop("t", [("", "1")], []),
+        put(),
+        writes(text="new"),
+    ],
     "a thread's deletion behind its return": [put(), writes(), Delete("t"), put(), writes(text="new")],
     "a value's deletion behind its return": [
         put(blobs={blob(1): value("x")}),
@@ -142,7 +148,12 @@ def test_large_bodies_leave_with_their_rows(store: Store, sql: Run) -> None:
     made = put(blobs={blob(1): value(noise(BIG, 1))}, head=value(noise(BIG, 2)))
     records = logged(made, writes(text="x" * BIG), put(checkpoint_id="2", blobs={blob(2): value(noise(BIG, 3))}))
     store.write_records(records)
-    check(sql, modelled(records, [made, writes(text="x" * BIG), put(checkpoint_id="2", blobs={blob(2): value(noise(BIG, 3))})]))
+    check(
+        sql,
+        modelled(
+            records, [made, writes(text="x" * BIG), put(checkpoint_id="2", blobs={blob(2): value(noise(BIG, 3))})]
+        ),
+    )
     assert sql("SELECT COUNT(*) FROM payload_parts") == [(12,)]
     store.write_records([at_position(5, Drop("t", [("", "1")], [("", blob(1))]))])
     assert sql("SELECT COUNT(*) FROM payload_parts") == [(3,)]

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from skialith import SkialithAgent
+from skialith import SkialithAgent, graphs
 from skialith.errors import FlushTimeout, WalFull, WalUnavailable
 from skialith.history import History, NothingStored
 from skialith.records import NOWHERE, Record
@@ -124,6 +124,7 @@ def test_every_class_of_record_alone_is_trimmed_to_nothing(nats_url: str, open_w
         "events": [event(wal, "a", f"e{n}") for n in range(30)],
         "checkpoints": [checkpoint(wal, "a", n) for n in range(30)],
         "chunks": [checkpoint(wal, "a", 99, os.urandom(3 * MIB))],
+        "graphs": [graphs.record(wal.stream.namespace, graphs.Delete("a"), MIB) for _ in range(30)],
     }
     for name, records in kinds.items():
         append(wal, *records)

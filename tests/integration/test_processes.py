@@ -147,6 +147,21 @@ def test_a_database_that_is_away_does_not_stop_the_agent(
     assert agent.peek().source == "database"
 
 
+def test_steps_need_no_database_while_the_log_holds_everything(tmp_path: Path, open_agent: OpenAgent) -> None:
+    (tmp_path / "skialith.db").mkdir()
+    agent = open_agent()
+    agent.checkpoint(1, {})
+    agent.resume()
+    assert agent.step("s", int, 1) == 1
+    agent.resume()
+    assert agent.step("s", int) == 1
+    (tmp_path / "skialith.db").rmdir()
+    agent.flush(timeout=25)
+    agent._runtime.wal.trim()
+    agent.resume()
+    assert agent.step("s", int) == 1
+
+
 def test_an_embedded_agent_needs_no_settings(tmp_path: Path) -> None:
     code = "with SkialithAgent('a') as a:\n    s = a.resume()\n    a.checkpoint(s.step_index + 1, {})\n    print(s.step_index)\n"
     env = {k: v for k, v in os.environ.items() if not k.startswith("SKIALITH_")}

@@ -55,7 +55,10 @@ def test_an_operation_comes_back_as_it_was(operation: Operation) -> None:
     assert type(graphs.decode(body)) is type(operation)
 
 
-@given(st.binary(max_size=40) | st.recursive(st.none() | st.integers(-9, 9) | st.binary(max_size=4), st.lists).map(ormsgpack.packb))
+@given(
+    st.binary(max_size=40)
+    | st.recursive(st.none() | st.integers(-9, 9) | st.binary(max_size=4), st.lists).map(ormsgpack.packb)
+)
 def test_what_is_no_operation_is_a_value_error(body: bytes) -> None:
     try:
         graphs.decode(body)
@@ -104,7 +107,9 @@ def test_changes_commute_and_repeat(seed: int, count: int, order: random.Random)
 
 
 def test_a_checkpoint_that_returned_has_none_of_its_old_writes() -> None:
-    records = [at_position(n, change) for n, change in enumerate([writes(), Drop("t", [("", "1")], []), put(), writes()], 1)]
+    records = [
+        at_position(n, change) for n, change in enumerate([writes(), Drop("t", [("", "1")], []), put(), writes()], 1)
+    ]
     for order in (records, records[::-1]):
         changes = Changes(NAMESPACE)
         for record in order:
@@ -149,7 +154,9 @@ def test_a_record_over_the_limit_is_refused() -> None:
     assert caught.value.limit == 2000 < caught.value.size < 2300
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * COMPRESS_ABOVE_BYTES, b"x" * (COMPRESS_ABOVE_BYTES + 1), noise(300_000, 1)])
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * COMPRESS_ABOVE_BYTES, b"x" * (COMPRESS_ABOVE_BYTES + 1), noise(300_000, 1)]
+)
 def test_a_value_is_compressed_when_that_helps(data: bytes) -> None:
     value = graphs.typed("msgpack", data)
     assert graphs.plain(value) == ("msgpack", data)
@@ -158,7 +165,9 @@ def test_a_value_is_compressed_when_that_helps(data: bytes) -> None:
     assert (len(value.data) < len(data)) == helps
 
 
-@pytest.mark.parametrize(("value", "message"), [("a\ud800", "lone surrogate at index 1"), (1, "not int"), (None, "not NoneType")])
+@pytest.mark.parametrize(
+    ("value", "message"), [("a\ud800", "lone surrogate at index 1"), (1, "not int"), (None, "not NoneType")]
+)
 def test_what_is_no_text_is_refused(value: object, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message) as caught:
         graphs.checked_text("thread_id", value)

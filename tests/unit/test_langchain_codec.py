@@ -12,10 +12,9 @@ import pytest
 from langgraph.checkpoint.base import ERROR, INTERRUPT, RESUME, SCHEDULED
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from skialith import graphs
 from skialith.errors import ChannelValueMissing, InvalidArgument
 from skialith.graph_past import Filled
-from skialith.graphs import Put, blob_id, split_refs
+from skialith.graphs import Put, Typed, blob_id, split_refs
 from skialith.langchain_codec import Codec, KnownValues, place_of
 
 from ..fixtures.graphs import at, checkpoint, metadata
@@ -38,7 +37,9 @@ class Refusing(JsonPlusSerializer):
         return value
 
 
-def made(codec: Codec, values: dict[str, Any], versions: dict[str, Any], new: dict[str, Any], known: KnownValues) -> Put:
+def made(
+    codec: Codec, values: dict[str, Any], versions: dict[str, Any], new: dict[str, Any], known: KnownValues
+) -> Put:
     return codec.put(at("t"), checkpoint(values, versions), metadata(), new, known)
 
 
@@ -47,10 +48,12 @@ def test_only_what_is_new_or_not_known_is_written() -> None:
     versions = {"a": "1", "b": "1", "c": "1"}
     first = made(codec, {"a": 1, "b": 2}, versions, {"a": "1"}, known)
     assert set(first.blobs) == {blob_id("a", "1"), blob_id("b", "1")}
-    known.add("t", [("", each) for each in split_refs(first.refs)])
+    known.add(first, 7)
     second = made(codec, {"a": 1, "b": 2, "c": 3}, {**versions, "b": "2"}, {"b": "2"}, known)
     assert set(second.blobs) == {blob_id("b", "2"), blob_id("c", "1")}
     assert split_refs(second.refs) == [blob_id("a", "1"), blob_id("b", "2"), blob_id("c", "1")]
+    assert codec.put(at("t"), checkpoint({"a": 1}, versions), metadata(), {}, known, 7).blobs == {}
+    assert len(codec.put(at("t"), checkpoint({"a": 1}, versions), metadata(), {}, known, 8).blobs) == 1
     known.forget("t")
     assert len(made(codec, {"a": 1}, versions, {}, known).blobs) == 1
     assert len(codec.put(at("t", "other"), checkpoint({"a": 1}, versions), metadata(), {}, known).blobs) == 1
@@ -65,14 +68,18 @@ def test_values_without_a_version_travel_with_the_checkpoint() -> None:
 
 def test_errors_name_the_channel() -> None:
     codec = Codec(Refusing())
-    with pytest.raises(InvalidArgument, match=r"thread 't': channel_values\.bad cannot .* Refusing: this value") as caught:
+    with pytest.raises(
+        InvalidArgument, match=r"thread 't': channel_values\.bad cannot .* Refusing: this value"
+    ) as caught:
         made(codec, {"good": 1, "bad": "refused"}, {"good": "1", "bad": "1"}, {}, KnownValues())
     assert caught.value.argument == "channel_values.bad"
     assert caught.value.outcome == "not_written"
     with pytest.raises(InvalidArgument, match=r"writes\[1\]\.bad"):
         codec.put_writes(at("t", "", "1"), [("good", 1), ("bad", "refused")], "task", "")
     put = made(codec, {"bad": "unreadable"}, {"bad": "1"}, {}, KnownValues())
-    with pytest.raises(ValueError, match=r"thread 't', checkpoint '.*': channel_values\.bad \(.*\) cannot be deserialized"):
+    with pytest.raises(
+        ValueError, match=r"thread 't', checkpoint '.*': channel_values\.bad \(.*\) cannot be deserialized"
+    ):
         codec.checkpoint_tuple(Filled(put, dict(put.blobs)))
 
 
@@ -133,17 +140,23 @@ def test_of_a_tasks_writes_the_first_stands_and_of_special_ones_the_last() -> No
 # ---- what is known to be durable
 
 
+def holding(thread_id: str, values: int) -> Put:
+    """A put with so many values."""
+    blobs = {blob_id("c", n): Typed("bytes", 0, b"") for n in range(values)}
+    return Put(thread_id, "", "1", None, None, b"".join(blobs), Typed("", 0, b""), Typed("", 0, b""), blobs)
+
+
 def test_the_threads_used_last_are_remembered() -> None:
     known = KnownValues(limit=10)
     for n in range(30):
-        known.add(f"t{n}", [("", blob_id("c", i)) for i in range(4)])
-        known.add("always", [("", blob_id("c", 1))])
-    assert known.has("always", ("", blob_id("c", 1)))
-    assert not known.has("t0", ("", blob_id("c", 1)))
-    assert known.has("t29", ("", blob_id("c", 1)))
+        known.add(holding(f"t{n}", 4), 1)
+        known.add(holding("always", 2), 1)
+    assert known.has("always", ("", blob_id("c", 1)), 0)
+    assert not known.has("t0", ("", blob_id("c", 1)), 0)
+    assert known.has("t29", ("", blob_id("c", 1)), 0)
     known.forget("always")
     known.forget("never seen")
-    assert not known.has("always", ("", blob_id("c", 1)))
+    assert not known.has("always", ("", blob_id("c", 1)), 0)
 
 
 def test_any_threads_may_use_what_is_known() -> None:
@@ -160,7 +173,7 @@ def test_any_threads_may_use_what_is_known() -> None:
                 if dice.random() < 0.3:
                     known.forget(name)
                 else:
-                    known.add(name, [("", graphs.blob_id("c", dice.randrange(40))) for _ in range(8)])
+                    known.add(holding(name, dice.randrange(40)), 1)
         except BaseException as error:  # noqa: BLE001 - shown below
             failed.append(error)
 
@@ -176,5 +189,5 @@ def test_any_threads_may_use_what_is_known() -> None:
     assert failed == []
     # However the threads met, what is remembered stays within the limit.
     for n in range(100):
-        known.add(f"more{n}", [("", graphs.blob_id("c", n))])
+        known.add(holding(f"more{n}", 1), 1)
     assert sum(map(len, known._threads.values())) <= 60

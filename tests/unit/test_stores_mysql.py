@@ -16,13 +16,13 @@ import pytest
 from skialith import _rows
 from skialith.errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
 from skialith.records import Position
-from skialith.stores import read
+from skialith.stores import migrate, read
 from skialith.stores.mysql import MySqlStore
 from skialith.stores.mysql_errors import CONNECTION_ERRORS, DATA_ERRORS, translate
 
 from ..fixtures.mariadb import USER, MariaDB
 from ..fixtures.nats import wait_until
-from ..fixtures.stores import NAMESPACE, checkpoint, event, letter, noise, trace
+from ..fixtures.stores import NAMESPACE, TABLES, checkpoint, event, letter, noise, step, trace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -178,7 +178,7 @@ def test_every_column_has_a_comment(store: MySqlStore) -> None:
             "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_comment != ''"
         )
     assert silent == []
-    assert tables == [(7,)]
+    assert tables == [(len(TABLES),)]
 
 
 def test_each_table_has_one_unique_key(store: MySqlStore) -> None:
@@ -187,17 +187,18 @@ def test_each_table_has_one_unique_key(store: MySqlStore) -> None:
             "SELECT table_name, COUNT(DISTINCT index_name) FROM information_schema.statistics "
             "WHERE table_schema = DATABASE() AND non_unique = 0 GROUP BY table_name"
         )
-    assert [count for _, count in keys] == [1] * 7
+    assert [count for _, count in keys] == [1] * len(TABLES)
 
 
 def test_pages_and_last_checkpoint_use_the_index(store: MySqlStore) -> None:
     for n in range(200):
         store.write_dead_letter(letter(event(n + 1)))
     store.write_records([event(n) for n in range(1, 4001)] + [checkpoint(n) for n in range(1, 2001)])
+    store.write_records([step(n) for n in range(4001, 6001)])
     queries: list[tuple[str, tuple[object, ...]]] = []
     with store.reading() as session:
         read = type(session).rows
-        session.run("ANALYZE TABLE agent_events, agent_checkpoints, dead_letters")
+        session.run("ANALYZE TABLE agent_events, agent_checkpoints, agent_steps, dead_letters")
 
     def remember(self: object, sql: str, args: tuple[object, ...] = ()) -> object:
         queries.append((sql, args))
@@ -207,9 +208,10 @@ def test_pages_and_last_checkpoint_use_the_index(store: MySqlStore) -> None:
         patch.setattr(type(session), "rows", remember)
         store.events(NAMESPACE, "agent", Position(2**61, 5), Position(2**62, 9), 10)
         store.latest_checkpoint(NAMESPACE, "agent")
+        store.steps(NAMESPACE, "agent", Position(2**60, 5), 10)
     with store.reading() as session:
         for sql, args in queries:
-            if "ORDER BY store_time_ns" in sql:
+            if "ORDER BY" in sql:
                 plan = session.rows(f"EXPLAIN {sql}", args)[0]
                 kind, key, extra = plan[3], plan[5], plan[-1]
                 assert kind in ("range", "ref"), (sql, plan)
@@ -439,7 +441,7 @@ def test_a_migration_waits_for_another_and_not_for_ever(own_server: MariaDB, mon
     store, other = MySqlStore(own_server.url("migrated")), MySqlStore(own_server.url("migrated"))
     with other.migrating(), pytest.raises(StoreUnavailable, match="another process has been migrating"):
         store.migrate()
-    assert store.migrate() == [1]
+    assert store.migrate() == [migration.version for migration in migrate.load("mysql")]
     store.close()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from skialith.threads import Threads
 from skialith.wal.arrival import Arrival
-from tests.fixtures.loops import KINDS, Kind, run
+from tests.fixtures.loops import KINDS, Kind, run, until
 from tests.fixtures.nats import wait_until
 
 each_loop = pytest.mark.parametrize("kind", KINDS)
@@ -110,9 +110,9 @@ def test_calls_run_on_a_bounded_number_of_threads_that_are_used_again() -> None:
             threads.start(work, arrival)
             assert await arrival.wait(10) == 5
 
-        await one(0)
-        await one(0)
-        await one(0)
+        for _ in range(3):
+            await one(0)
+            await until(lambda: threads._idle.qsize() == 1, 10, "it is idle")
         assert len(names) == 1  # one that is idle is used again
         await asyncio.gather(*(one(random.random() / 10) for _ in range(200)))
 

@@ -1,0 +1,220 @@
+"""The latest checkpoint that a process keeps: it is never older than the log, and asks the database only when it must."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.base import ChannelVersions
+from langgraph.checkpoint.memory import InMemorySaver
+
+from skialith import graph_recent, graphs
+from skialith.config import GRAPH_KEEP_SECONDS
+from skialith.errors import StoreUnavailable
+from skialith.langchain import SkialithCheckpointer
+from tests.fixtures.graphs import OpenSaver, at, checkpoint, metadata, put, settle
+from tests.fixtures.mariadb import MariaDB
+from tests.fixtures.nats import NatsServer, wait_until
+
+SECONDS = 5.0
+
+
+def counted(saver: SkialithCheckpointer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The threads that are looked at anew from now on."""
+    recent = saver._door.open()._recent
+    looks: list[str] = []
+    look = recent._look
+
+    def counting(thread_id: str) -> Any:
+        looks.append(thread_id)
+        return look(thread_id)
+
+    monkeypatch.setattr(recent, "_look", counting)
+    return looks
+
+
+def test_what_another_process_does_is_seen_at_once(open_saver: OpenSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = open_saver(), open_saver(writer="off", timeout=9.0)
+    looks = counted(one, monkeypatch)
+    first = put(one, at("t"), {"a": 1})
+    for _ in range(3):
+        assert one.get_tuple(at("t")) is not None
+    assert len(looks) == 1
+    other.put_writes(first, [("b", 3)], "task")
+    found = one.get_tuple(at("t"))
+    assert found is not None and found.pending_writes == [("task", "b", 3)]
+    assert len(looks) == 1
+    second = put(other, first, {"a": 1, "b": 2}, versions={"a": 1, "b": 1}, new={"b": 1})
+    found = one.get_tuple(at("t"))
+    assert found is not None and found.config == second and found.checkpoint["channel_values"] == {"a": 1, "b": 2}
+    other.put_writes(second, [("b", 3)], "task")
+    other.prune(["t"])
+    found = one.get_tuple(at("t"))
+    assert found is not None and found.pending_writes == [("task", "b", 3)]
+    other.delete_thread("t")
+    assert one.get_tuple(at("t")) is None
+
+
+def test_two_processes_and_a_plain_saver_agree_for_some_seconds(open_saver: OpenSaver) -> None:
+    """Longer than operations are kept in the log, so that kept looks run out between the others."""
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    savers = [open_saver(), open_saver(writer="off", timeout=9.0)]
+    plain = InMemorySaver()
+    threads = [f"t{n}" for n in range(4)]
+    ends = time.monotonic() + SECONDS
+    rounds = 0
+    while time.monotonic() < ends:
+        rounds += 1
+        saver, thread = dice.choice(savers), dice.choice(threads)
+        latest = plain.get_tuple(at(thread))
+        kind = dice.choices(["put", "writes", "delete"], [6, 4, 1])[0]
+        if kind == "put":
+            values = {} if latest is None else dict(latest.checkpoint["channel_values"])
+            versions = {} if latest is None else dict(latest.checkpoint["channel_versions"])
+            new: ChannelVersions = {dice.choice("abc"): secrets.token_hex(4) for _ in range(2)}
+            values.update(dict.fromkeys(new, rounds))
+            made = checkpoint(values, {**versions, **new})
+            config = at(thread) if latest is None else latest.config
+            for each in (saver, plain):
+                each.put(config, made, metadata(rounds), new)
+        elif kind == "writes" and latest is not None:
+            task = f"task{dice.randrange(2)}"
+            for each in (saver, plain):
+                each.put_writes(latest.config, [("a", rounds)], task)
+        elif kind == "delete":
+            for each in (saver, plain):
+                each.delete_thread(thread)
+        if dice.random() < 0.1:
+            time.sleep(dice.random() * GRAPH_KEEP_SECONDS / 8)
+        wanted, found = plain.get_tuple(at(thread)), dice.choice(savers).get_tuple(at(thread))
+        assert (found is None) == (wanted is None)
+        if wanted is not None and found is not None:
+            assert found.config == wanted.config and found.checkpoint == wanted.checkpoint
+            assert found.pending_writes == wanted.pending_writes
+    assert rounds > 50
+
+
+def test_a_kept_look_needs_no_database_until_it_runs_out(
+    open_saver: OpenSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = open_saver()
+    put(saver, at("t"), {"a": 1})
+    settle(saver)
+    assert saver.get_tuple(at("t")) is not None
+
+    def away(namespace: str) -> Any:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(saver._door.open().store, "graphs", away)
+    assert saver.get_tuple(at("t")) is not None
+    monkeypatch.setattr(graph_recent, "GRAPH_KEEP_SECONDS", 0.0)
+    with pytest.raises(StoreUnavailable):
+        saver.get_tuple(at("t"))
+
+
+def test_while_the_database_is_away_the_log_alone_tells_the_latest_checkpoint(
+    tmp_path: Path, open_saver: OpenSaver
+) -> None:
+    """A value that was stored and trimmed long ago is written once more, and then it stands in the log again."""
+    big = "x" * 1000
+    with MariaDB(tmp_path / "mariadb") as server:
+        url = server.url("away")
+        saver = open_saver(database_url=url)
+        engine = saver._door.open()
+        first = put(saver, at("t"), {"big": big, "small": 1})
+        settle(saver)
+        server.kill()
+        second = put(saver, first, {"big": big, "small": 2}, versions={"big": 1, "small": 2}, new={"small": 2})
+        wait_until(lambda: engine.wal.stands_alone_from > 0, 30, "it is noticed that the writer stands still")
+        appended = engine.wal.stream.tally.last_seq
+        third = put(saver, second, {"big": big, "small": 3}, versions={"big": 1, "small": 3}, new={"small": 3})
+        put(saver, third, {"big": big, "small": 4}, versions={"big": 1, "small": 4}, new={"small": 4})
+        operations = engine.wal.operations_after("t", appended, time.monotonic() + 5)
+        assert operations is not None
+        written = [graphs.operation(record) for record in operations]
+        assert [len(each.blobs) for each in written if isinstance(each, graphs.Put)] == [2, 1]
+        other = open_saver(database_url=url, writer="off", timeout=9.0)
+        for config, small in ((at("t"), 4), (third, 3), (second, 2)):
+            found = other.get_tuple(config)
+            assert found is not None and found.checkpoint["channel_values"] == {"big": big, "small": small}
+        with pytest.raises(StoreUnavailable, match="thread 't'"):
+            other.get_tuple(first)
+        server.start()
+        wait_until(lambda: engine.wal.stands_alone_from == 0, 30, "the writer goes on")
+        assert saver.flush(20) == 0
+
+
+def test_another_connection_is_another_log(
+    nats_server: NatsServer, open_saver: OpenSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = open_saver(nats_url=nats_server.url)
+    looks = counted(saver, monkeypatch)
+    put(saver, at("t"), {"a": 1})
+    assert saver.get_tuple(at("t")) is not None
+    nats_server.kill()
+    nats_server.start()
+    assert saver.get_tuple(at("t")) is not None
+    assert len(looks) == 2
+
+
+def test_operations_stay_in_the_log_for_a_while_after_they_were_stored(open_saver: OpenSaver) -> None:
+    saver = open_saver()
+    engine = saver._door.open()
+    put(saver, at("t"), {"a": 1})
+    begun = time.monotonic()
+    saver.flush(20)
+
+    def left() -> int:
+        last = engine.wal.last_operation("t", time.monotonic() + 5)
+        assert last is not None
+        return last[0]
+
+    wait_until(lambda: left() == 0, 20, "the operation is trimmed")
+    assert time.monotonic() - begun >= engine.wal.stream.keep_graphs_seconds
+
+
+def test_a_question_to_a_server_that_hangs_ends_at_its_deadline(nats_server: NatsServer, open_saver: OpenSaver) -> None:
+    saver = open_saver(nats_url=nats_server.url, writer="off")
+    wire = saver._door.open().wal.connection.wire
+    nats_server.pause()
+    try:
+        begun = time.monotonic()
+        assert wire.ask("$JS.API.INFO", b"", begun + 0.2) is None
+        assert 0.2 <= time.monotonic() - begun < 2
+    finally:
+        nats_server.resume()
+    reply = wire.ask("$JS.API.INFO", b"", time.monotonic() + 5)
+    assert reply is not None and b"account_info_response" in reply.data
+
+
+def test_questions_of_many_threads_get_their_own_answers(open_saver: OpenSaver) -> None:
+    saver = open_saver(writer="off")
+    engine = saver._door.open()
+    for n in range(8):
+        for _ in range(n + 1):
+            put(saver, at(f"t{n}"), {"a": 1})
+    wanted = {}
+    for n in range(8):
+        records = engine.wal.operations(graphs.thread_name(f"t{n}"), time.monotonic() + 5).live
+        wanted[f"t{n}"] = records[-1].position.seq
+    wrong: list[object] = []
+
+    def ask(name: str) -> None:
+        for _ in range(200):
+            last = engine.wal.last_operation(name, time.monotonic() + 5)
+            if last is None or last[0] != wanted[name]:
+                wrong.append((name, last))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

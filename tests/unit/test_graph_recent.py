@@ -1,0 +1,89 @@
+"""A checkpoint brought up to date by later operations is what a look at all of them would have found."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+from skialith import graphs
+from skialith.graph_past import Filled
+from skialith.graph_recent import advanced
+from skialith.graphs import Delete, Drop
+from skialith.records import Record
+
+from ..fixtures.graph_model import Model, at_position, blob, put, some_operation, value, writes
+
+ROUNDS = 3000
+
+
+def found_in(model: Model, thread: str, ns: str) -> Filled | None:
+    """The latest checkpoint, as the model has it."""
+    there = [cell for (t, n, _), cell in model.cells.items() if (t, n) == (thread, ns)]
+    if not there:
+        return None
+    latest = max(there, key=lambda cell: cell.checkpoint_id)._replace(blobs={})
+    values = {ref: model.blobs.get((thread, ns, ref)) for ref in graphs.split_refs(latest.refs)}
+    name = (thread, ns, latest.checkpoint_id)
+    pending = [w for w in model.writes.values() if (w.thread_id, w.checkpoint_ns, w.checkpoint_id) == name]
+    return Filled(latest, {ref: each for ref, each in values.items() if each is not None}, pending)
+
+
+def apply(model: Model, records: list[Record]) -> None:
+    for record in records:
+        model.apply(record.key, graphs.operation(record))
+
+
+def test_it_is_never_something_else() -> None:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    told = 0
+    for _ in range(ROUNDS):
+        model, records = Model(), [at_position(n, some_operation(dice)) for n in range(1, dice.randrange(2, 14))]
+        seen = dice.randrange(1, len(records) + 1)
+        apply(model, records[:seen])
+        thread, ns = f"t{dice.randrange(2)}", dice.choice(["", "sub"])
+        before = found_in(model, thread, ns)
+        if before is None or not before.whole:
+            continue
+        after = advanced(before, records[seen:])
+        apply(model, records[seen:])
+        if after is not None:
+            told += 1
+            assert after == found_in(model, thread, ns)
+    assert told > ROUNDS / 20
+
+
+BEFORE = Filled(put(checkpoint_id="2", blobs={blob(1): value("1")})._replace(blobs={}), {blob(1): value("1")}, [])
+
+
+def later(*changes: graphs.Operation) -> list[Record]:
+    return [at_position(n, change) for n, change in enumerate(changes, start=9)]
+
+
+def test_what_is_pending_at_it_is_added() -> None:
+    pending = [writes(checkpoint_id="2", task=task) for task in ("one", "two")]
+    assert advanced(BEFORE, later(*pending)) == Filled(BEFORE.put, BEFORE.values, pending)
+
+
+def test_other_threads_namespaces_and_earlier_checkpoints_change_nothing() -> None:
+    others = later(
+        put("u", checkpoint_id="9"),
+        put(ns="sub", checkpoint_id="9"),
+        put(checkpoint_id="1", blobs={blob(7): value("7")}),
+        writes(checkpoint_id="1"),
+        writes(checkpoint_id="3"),
+    )
+    assert advanced(BEFORE, others) == BEFORE
+
+
+def test_what_does_not_tell_is_looked_at_anew() -> None:
+    for change in (
+        Delete("t"),
+        Drop("t", [("", "1")], []),
+        put(checkpoint_id="2"),
+        put(checkpoint_id="3"),
+        put(checkpoint_id="1", blobs={blob(1): value("another")}),
+    ):
+        assert advanced(BEFORE, later(change)) is None
+    assert advanced(BEFORE, [at_position(9, Delete("t"))._replace(body=b"\xc1")]) is None
