@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -265,21 +265,23 @@ class Past:
     def fill(self, puts: Sequence[Put], only: Collection[bytes] | None = None) -> list[Filled]:
         """Checkpoints with their values (``only``: those ids) and their pending writes."""
         wanted: list[tuple[bytes, dict[bytes, bytes]]] = []
+        begins: dict[bytes, Position] = {}
         for put in puts:
-            ns = ns_key(thread_key(self._namespace, put.thread_id), put.checkpoint_ns)
-            ids = [blob for blob in split_refs(put.refs) if only is None or blob in only]
-            wanted.append((cell_key(ns, put.checkpoint_id), {blob: blob_key(ns, blob) for blob in ids}))
-        values, writes = self._contents(
-            [cell for cell, _ in wanted], {key for _, blobs in wanted for key in blobs.values()}
-        )
+            thread = thread_key(self._namespace, put.thread_id)
+            ns = ns_key(thread, put.checkpoint_ns)
+            ids = {blob: blob_key(ns, blob) for blob in split_refs(put.refs) if only is None or blob in only}
+            wanted.append((cell_key(ns, put.checkpoint_id), ids))
+            begins.update(dict.fromkeys(ids.values(), self._view.deleted.get(thread, NOWHERE)))
+        values, writes = self._contents([cell for cell, _ in wanted], begins)
         return [
             Filled(put, {blob: values[key] for blob, key in blobs.items() if key in values}, writes.get(cell, []))
             for put, (cell, blobs) in zip(puts, wanted, strict=True)
         ]
 
     def _contents(
-        self, cells: Sequence[bytes], blobs: set[bytes]
+        self, cells: Sequence[bytes], blobs: Mapping[bytes, Position]
     ) -> tuple[dict[bytes, Typed], dict[bytes, list[PutWrites]]]:
+        """``blobs``: with the last deletion of their thread, before which nothing stands."""
         view = self._view
         values = {key: view.blobs[key].value for key in blobs if key in view.blobs}
         found = {key: value for key, value in values.items() if value is not None}
@@ -287,9 +289,10 @@ class Past:
         # What stands in the log of a checkpoint that stands there is all there is.
         unseen = [cell for cell in cells if self._tables is not None or cell not in view.cells]
         if unseen or len(found) < len(blobs):
-            rows, records = self._ask().contents(unseen, sorted(blobs - found.keys()))
+            rows, records = self._ask().contents(unseen, sorted(blobs.keys() - found.keys()))
             for key, (position, value) in rows.items():
-                if key not in view.blobs or view.blobs[key].position < position:
+                seen = view.blobs[key].position if key in view.blobs else NOWHERE
+                if position > max(seen, blobs[key]):
                     found[key] = value
             pending += [each for each in map(self._pending, records) if each is not None]
         writes: dict[bytes, list[PutWrites]] = {}

@@ -14,6 +14,7 @@ from typing import Any
 from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
 from skialith.steps import Call
+from skialith.stores import graphs as stores_graphs
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
@@ -308,6 +309,30 @@ def _write_unfenced() -> None:
     _replace(frames, "fence", lambda lease: b"")
 
 
+class _Blind:
+    """A session that finds every row of graphs' threads at the beginning of time."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def rows(self, sql: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self._session.rows(sql, arguments)
+        return [(row[0], *(0 for _ in row[1:])) for row in found] if " seq" in sql else found
+
+
+def _apply_without_position() -> None:
+    """Operations on graphs' threads are applied as they come, whatever was applied before."""
+    original = stores_graphs.apply
+
+    def apply(session: Any, records: Sequence[Record]) -> None:
+        original(_Blind(session), records)  # type: ignore[arg-type]
+
+    _replace(stores_graphs, "apply", apply)
+
+
 def _forget_steps() -> None:
     """A run that does not look for what is recorded."""
     original = StepPast.load
@@ -330,6 +355,7 @@ def _return_unrecorded_steps() -> None:
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge before durable": _acknowledge_before_durable,
+    "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
