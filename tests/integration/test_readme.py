@@ -55,6 +55,26 @@ def test_the_steps_are_called_once(tmp_path: Path) -> None:
     assert second == [last]
 
 
+SEED = """\
+from skialith import SkialithAgent
+with SkialithAgent(agent_id="my-agent") as agent:
+    state = agent.resume()
+    agent.checkpoint(
+        step=state.step_index,
+        data={"messages": messages}
+    )
+    agent.save_event("step-1", {
+        "kind": "thought", "text": "..."
+    })
+"""
+"""The lines of the document that Skialith grew from, for those who do not await."""
+
+
+def test_the_seeds_lines_run_without_async(tmp_path: Path) -> None:
+    code = "messages = ['hi']\n" + SEED + "print(state.step_index, state.data)"
+    assert [run(tmp_path, "-c", code) for _ in range(2)] == [["0 {}"], ["0 {'messages': ['hi']}"]]
+
+
 def test_the_asyncio_example_runs_twice(tmp_path: Path) -> None:
     outputs = [run(tmp_path, "-c", example("asyncio")) for _ in range(2)]
     assert outputs == [[f"tool-{n} {n}" for n in range(10)]] * 2
