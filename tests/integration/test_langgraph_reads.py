@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from skialith.graphs import Drop
 from skialith.langchain import SkialithCheckpointer
-from tests.fixtures.graphs import OpenSaver, at, put
+from tests.fixtures.graphs import OpenSaver, at, id_of, put
 from tests.fixtures.nats import wait_until
 
 
@@ -44,3 +46,19 @@ def test_a_deleted_thread_is_gone_though_its_deletion_is_trimmed_while_the_log_i
     between_pages(saver, monkeypatch, store_and_trim)
     assert saver.get_tuple(at("t")) is None
     assert [*saver.list(at("t"))] == []
+
+
+def test_a_deletion_is_seen_though_its_body_is_trimmed_before_what_it_deletes(open_saver: OpenSaver) -> None:
+    """The chunks of a large record go as soon as it is stored; operations stay for a while."""
+    saver = open_saver()
+    first = put(saver, at("t"), {"a": 1})
+    second = put(saver, first, {"a": 1, "b": 2}, new={"b": 1})
+    saver.put_writes(first, [("a", 3)], "task")
+    engine = saver._door.open()
+    saver._append(engine, Drop("t", [("", id_of(first)), ("n" * 2**20, "filler")], []))
+    assert [each.config for each in saver.list(at("t"))] == [second]
+    assert engine.flush(20) == 0
+    engine.wal.trim()
+    assert not engine.wal.operations("t", time.monotonic() + 5).whole
+    assert [each.config for each in saver.list(at("t"))] == [second]
+    assert saver.get_tuple(first) is None
