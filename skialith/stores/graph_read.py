@@ -12,6 +12,7 @@ from .base import Cell, Scope
 from .read import Queries
 
 _CELL = "cell_key, store_time_ns, seq, body, body_bytes, body_parts"
+_INDEXES = {"ns_key": "ns", "thread_key": "thread", "namespace": "namespace"}
 _LATEST = "ORDER BY checkpoint_id DESC, cell_key DESC LIMIT ?"
 
 
@@ -35,7 +36,8 @@ class GraphTables:
         if run_keys:
             where += f" AND run_key IN ({read.marks(run_keys)})"
             args += run_keys
-        return self._cells(f"SELECT {_CELL} FROM graph_checkpoints WHERE {where} {_LATEST}", [*args, limit])
+        index = self._session.by.format("graph_checkpoints", "run" if run_keys else _INDEXES[column])
+        return self._cells(f"SELECT {_CELL} FROM graph_checkpoints{index} WHERE {where} {_LATEST}", [*args, limit])
 
     def cell(self, key: bytes) -> Cell | None:
         """One checkpoint, or None."""
