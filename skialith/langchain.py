@@ -28,7 +28,7 @@ from .door import Door
 from .errors import InvalidArgument
 from .graph_past import Filled, Past
 from .graphs import Delete, Drop, Operation, Put, blob_id, split_refs
-from .langchain_codec import Codec, KnownValues, config_of, place_of, thread_id_of
+from .langchain_codec import Codec, Known, KnownValues, config_of, place_of, thread_id_of
 from .records import Ack, Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
@@ -52,7 +52,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         super().__init__(serde=serde)
         # Shared by the clones that with_allowlist makes.
         self._door = Door(load(**settings))
-        self._known = KnownValues()
+        self._known = Known()
         if _get_running_loop() is None:
             self._door.open()
 
@@ -71,8 +71,9 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         must tell the checkpoint.
         """
         engine = self._door.open()
-        put = self._codec.put(config, checkpoint, metadata, new_versions, self._known, engine.wal.stands_alone_from)
-        return self._after(put, self._append(engine, put))
+        known, since = self._known.on(engine.wal.server_id), engine.wal.stands_alone_from
+        put = self._codec.put(config, checkpoint, metadata, new_versions, known, since)
+        return _after(known, put, self._append(engine, put))
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -88,10 +89,6 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         engine.note_thread(record.agent_id)
         return record
 
-    def _after(self, put: Put, ack: Ack) -> RunnableConfig:
-        self._known.add(put, ack.seq)
-        return config_of(put.thread_id, put.checkpoint_ns, put.checkpoint_id)
-
     @property
     def _codec(self) -> Codec:
         return Codec(self.serde)
@@ -102,7 +99,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         """The checkpoint that ``config`` names, or the thread's latest in its namespace; None if it is not there."""
         place = place_of(config)
         engine = self._door.open()
-        ns = place.checkpoint_ns or ""
+        known, ns = self._known.on(engine.wal.server_id), place.checkpoint_ns or ""
         if place.checkpoint_id is None:
             found = engine.latest_checkpoint(place.thread_id, ns)
         else:
@@ -113,7 +110,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         if found is None:
             return None
         if found.whole:
-            self._known.add(found.put, 0)
+            known.add(found.put, 0)
         return self._codec.checkpoint_tuple(found)
 
     def list(
@@ -184,9 +181,9 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
 
     def delete_thread(self, thread_id: str) -> None:
         """End all that the thread had, what is still on its way to the database too; returns at DURABLE."""
-        thread_id = thread_id_of(thread_id)
-        self._append(self._door.open(), Delete(thread_id))
-        self._known.forget(thread_id)
+        engine, thread_id = self._door.open(), thread_id_of(thread_id)
+        self._append(engine, Delete(thread_id))
+        self._known.on(engine.wal.server_id).forget(thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """End the checkpoints that these runs made (``run_id`` of their metadata), with their writes; returns at DURABLE."""
@@ -250,7 +247,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
             self._append(engine, Drop(thread_id, checkpoints, []))
         for blobs in _some(sorted(needless - needed)):
             self._append(engine, Drop(thread_id, [], blobs))
-        self._known.forget(thread_id)
+        self._known.on(engine.wal.server_id).forget(thread_id)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy all checkpoints, values and writes of a thread to another one, beside what that one has; returns at DURABLE.
@@ -288,14 +285,14 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """:meth:`put`, awaited."""
 
-        def prepared() -> tuple[Runtime, Put, Record]:
+        def prepared() -> tuple[Runtime, KnownValues, Put, Record]:
             engine = self._door.open()
-            since = engine.wal.stands_alone_from
-            put = self._codec.put(config, checkpoint, metadata, new_versions, self._known, since)
-            return engine, put, self._record(engine, put)
+            known, since = self._known.on(engine.wal.server_id), engine.wal.stands_alone_from
+            put = self._codec.put(config, checkpoint, metadata, new_versions, known, since)
+            return engine, known, put, self._record(engine, put)
 
-        engine, put, record = await in_thread(prepared)
-        return self._after(put, await append(engine, record, time.monotonic() + engine.config.timeout))
+        engine, known, put, record = await in_thread(prepared)
+        return _after(known, put, await append(engine, record, time.monotonic() + engine.config.timeout))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -381,6 +378,11 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await in_thread(self.close)
+
+
+def _after(known: KnownValues, put: Put, ack: Ack) -> RunnableConfig:
+    known.add(put, ack.seq)
+    return config_of(put.thread_id, put.checkpoint_ns, put.checkpoint_id)
 
 
 def _matches(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

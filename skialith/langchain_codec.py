@@ -111,6 +111,21 @@ class KnownValues:
         self._threads.pop(thread_id, None)
 
 
+class Known:
+    """What is known to be durable on one server: once it is started again it may have lost what it had acknowledged."""
+
+    def __init__(self) -> None:
+        self._last = "", KnownValues()
+
+    def on(self, server_id: str) -> KnownValues:
+        """For a call that began while the log was on this server; what it adds is not known on the next one."""
+        last, known = self._last
+        if server_id != last:
+            known = KnownValues()
+            self._last = server_id, known
+        return known
+
+
 class Codec:
     """One serializer's way from LangGraph's values to the log's and back."""
 

@@ -157,6 +157,11 @@ class Wal:
             except Exception:  # a bug must not end the renewal of leases
                 log.exception("housekeeping of %s failed", self.stream.name)
 
+    @property
+    def server_id(self) -> str:
+        """Of the server of the current connection, or of the last one; another one after a restart."""
+        return self.connection.server_id
+
     # ---- appending and owning
 
     def append(self, name: LaneName, records: Sequence[Record], deadline: float) -> Ticket:

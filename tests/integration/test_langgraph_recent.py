@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -162,6 +163,26 @@ def test_another_connection_is_another_log(
     nats_server.start()
     assert saver.get_tuple(at("t")) is not None
     assert len(looks) == 2
+
+
+def test_what_a_server_lost_is_written_again(nats_server: NatsServer, open_saver: OpenSaver, tmp_path: Path) -> None:
+    """A power loss takes what was acknowledged last; who goes on has the values that did not change since."""
+    saver = open_saver(nats_url=nats_server.url, writer="off")
+    first = put(saver, at("t"), {"a": 1})
+    nats_server.stop()
+    shutil.copytree(nats_server.store, tmp_path / "copy")
+    nats_server.start()
+    wal = saver._door.open().wal
+    lost = put(saver, first, {"a": 1, "b": "kept"}, versions={"a": 1, "b": 1}, new={"b": 1})
+    before = wal.server_id
+    nats_server.kill()
+    nats_server.wipe()
+    shutil.copytree(tmp_path / "copy", nats_server.store)
+    nats_server.start()
+    wait_until(lambda: wal.connection.is_open and wal.server_id != before, 20, "it is connected again")
+    goes_on = put(saver, lost, {"a": 2, "b": "kept"}, versions={"a": 2, "b": 1}, new={"a": 2})
+    found = saver.get_tuple(goes_on)
+    assert found is not None and found.checkpoint["channel_values"] == {"a": 2, "b": "kept"}
 
 
 def test_operations_stay_in_the_log_for_a_while_after_they_were_stored(open_saver: OpenSaver) -> None:
