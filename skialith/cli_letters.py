@@ -314,12 +314,18 @@ def _record(found: Found) -> str:
         return "(does not decode)"
     if record.kind == Kind.CHECKPOINT:
         return f"checkpoint of step {record.step_index}"
+    if record.kind == Kind.GRAPH:
+        return f"{record.event_type} on a thread"
     return f"event {record.record_id}" if found.letter.sink == "writer" else f"trace of event {record.record_id}"
+
+
+_KINDS: dict[int, str] = {Kind.EVENT: "event", Kind.CHECKPOINT: "checkpoint"}
+"""What ``kind`` is in JSON; of a graph's record it is the operation on its thread."""
 
 
 def _document(found: Found) -> dict[str, Any]:
     letter, record = found.letter, found.letter.record
-    kind = None if record is None else "checkpoint" if record.kind == Kind.CHECKPOINT else "event"
+    kind = None if record is None else _KINDS.get(record.kind, record.event_type)
     return {
         "id": found.id,
         "kept_in": found.place,

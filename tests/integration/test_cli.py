@@ -19,13 +19,16 @@ import pytest
 
 from skialith import SkialithAgent
 from skialith.config import load
+from skialith.graphs import PutWrites, Write, record, typed
 from skialith.records import DeadLetter, Kind, Position, Record
 from skialith.runtime import acquire
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.command import environment, read_until, running, skialith, stop
+from tests.fixtures.graphs import OpenSaver, at, id_of, put
 from tests.fixtures.local_user import kill_all
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer, free_port, wait_until
+from tests.fixtures.stores import outside
 from tests.fixtures.wal import new_namespace
 
 STRANGE = "\x1b[31mred\n[bold]"
@@ -409,6 +412,45 @@ def _raw(record: Record) -> bytes:
         record.kind, record.agent_id, record.record_id, record.key, record.step_index, record.event_type,
         record.created_us, record.codec, record.body, None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_dead_letter_of_a_graph_is_shown_and_replayed(
+    open_saver: OpenSaver, settings: dict[str, Any], tmp_path: Path, gone: bool
+) -> None:
+    saver = open_saver()
+    first = put(saver, at("t"), {"a": 1})
+    assert saver.flush() == 0
+    engine = saver._door.open()
+    config, words = engine.config, options(settings)
+    lost = record(
+        config.namespace, PutWrites("t", "", id_of(first), "task", "", [Write(0, "b", typed("bytes", b"x"))]), 999
+    )
+    lost = lost._replace(position=Position(time.time_ns(), engine.wal.status(5).last_seq))
+    engine.store.write_dead_letter(
+        DeadLetter(
+            lost.key, "writer", config.namespace, "subject", lost.position, 1406, "too long", 1, _raw(lost), lost
+        )
+    )
+    found = saver.get_tuple(at("t"))
+    assert found is not None and found.pending_writes == [("task", "b", b"x")]
+    if gone:
+        saver.delete_thread("t")
+        again = put(saver, at("t"), {"a": 2})
+        found = saver.get_tuple(at("t"))
+        assert found is not None and found.config == again and found.pending_writes == []
+        assert saver.flush() == 1
+    (listed,) = skialith("dead-letters", "list", "--json", *words, cwd=tmp_path).document
+    assert (listed["agent_id"], listed["kind"], listed["event_id"]) == ("t", "put_writes", None)
+    assert "put_writes on a thread" in skialith("dead-letters", "list", *words, cwd=tmp_path).out
+    assert "task" in skialith("dead-letters", "show", listed["id"], *words, cwd=tmp_path).out
+    assert skialith("dead-letters", "replay", "--all", *words, cwd=tmp_path).code == 0
+    saver._door.open()._recent.forget(("t", ""))
+    found = saver.get_tuple(at("t"))
+    assert found is not None and found.pending_writes == ([] if gone else [("task", "b", b"x")])
+    with outside(settings["database_url"]) as sql:
+        assert sql("SELECT COUNT(*) FROM graph_writes") == [(0 if gone else 1,)]
+        assert sql("SELECT COUNT(*) FROM dead_letters") == [(0,)]
 
 
 def test_dead_letters_are_listed_shown_replayed_and_discarded(settings: dict[str, Any], tmp_path: Path) -> None:
