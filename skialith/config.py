@@ -195,6 +195,8 @@ GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
 """Channel values over this are compressed with zstd when that makes them smaller; below, that takes longer than sending."""
 GRAPH_KEEP_SECONDS = 2.0
 """How long operations on graphs' threads stay in the log after they were stored, so that a look may be brought up to date."""
+GRAPH_LOOK_SECONDS = 30.0
+"""How long a look is brought up to date before the database is asked again: what an operator discards stands in no log."""
 GRAPH_CACHE_BYTES = 64 * 1024 * 1024
 """Size of the checkpoints that a process keeps from its last looks; one that is over a quarter of it is not kept."""
 WRITER_STANDS_SECONDS = 3.0

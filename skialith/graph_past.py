@@ -142,6 +142,7 @@ class Past:
         dead = [*self._dead, *tables.dead(self._name)]
         if not dead and self._whole:
             return
+        self._dead = dead
         self._note(dead)
         view = self._view
         cells = {*view.cells, *(pending.cell for pending in view.writes.values())}

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from .config import GRAPH_CACHE_BYTES, GRAPH_KEEP_SECONDS
+from .config import GRAPH_CACHE_BYTES, GRAPH_KEEP_SECONDS, GRAPH_LOOK_SECONDS
 from .graph_past import Filled, Past
 from .graphs import Put, PutWrites, operation, thread_name
 from .records import Record
@@ -23,6 +23,11 @@ _LOOKS = 3
 """How often a checkpoint is looked at again whose values were deleted under the look."""
 
 
+def _now() -> float:
+    """Seconds that go on while the machine is suspended, because the log is trimmed meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class RecentLog(Protocol):
     """What is read of the log."""
 
@@ -31,8 +36,10 @@ class RecentLog(Protocol):
 
 
 class _Look(NamedTuple):
-    """What was seen: when the look began, on which connection, up to which operation (0: the log held none), how large."""
+    """What was seen: when the database was asked, when it was brought up to date last, on which connection, up to which
+    operation (0: the log held none), how large."""
 
+    asked: float
     began: float
     epoch: int
     seq: int
@@ -56,17 +63,17 @@ class Recent:
         """The latest checkpoint with what belongs to it, or None. Raises ``WalUnavailable``, ``StoreUnavailable``."""
         place = (thread_id, checkpoint_ns)
         known = self._looks.get(place)
-        if known is not None:
+        if known is not None and _now() - known.asked < GRAPH_LOOK_SECONDS:
             again = self._brought_up_to_date(thread_id, known)
-            if again is not None and time.monotonic() - known.began < GRAPH_KEEP_SECONDS:
+            if again is not None and _now() - known.began < GRAPH_KEEP_SECONDS:
                 self._keep(place, again)
                 return again.found
-            self.forget(place)
+        self.forget(place)
         return self._anew(place)
 
     def _brought_up_to_date(self, thread_id: str, known: _Look) -> _Look | None:
-        began, name = time.monotonic(), thread_name(thread_id)
-        last = self._wal.last_operation(name, began + self._timeout)
+        began, name, deadline = _now(), thread_name(thread_id), time.monotonic() + self._timeout
+        last = self._wal.last_operation(name, deadline)
         if last is None or last[1] != known.epoch:
             return None
         seq = last[0]
@@ -74,16 +81,16 @@ class Recent:
             return known._replace(began=began)
         if seq < known.seq:
             return None
-        records = self._wal.operations_after(name, known.seq, began + self._timeout)
+        records = self._wal.operations_after(name, known.seq, deadline)
         found = None if records is None else advanced(known.found, records)
         if not records or found is None:
             return None
-        return _Look(began, known.epoch, records[-1].position.seq, found, _size(found))
+        return _Look(known.asked, began, known.epoch, records[-1].position.seq, found, _size(found))
 
     def _anew(self, place: tuple[str, str]) -> Filled | None:
         found: Filled | None = None
         for _ in range(_LOOKS):
-            began = time.monotonic()
+            began = _now()
             past = self._look(place[0])
             with past.look():
                 put = past.latest(place[1])
@@ -92,7 +99,7 @@ class Recent:
                 (found,) = past.fill([put])
             if found.whole:
                 if past.sure:
-                    self._keep(place, _Look(began, past.epoch, past.last_seq, found, _size(found)))
+                    self._keep(place, _Look(began, began, past.epoch, past.last_seq, found, _size(found)))
                 break
         return found
 

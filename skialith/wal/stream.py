@@ -30,6 +30,8 @@ TRACE_INGEST = "trace_ingest"
 MINIMUM_SERVER = (2, 12)
 TRACES_KEY = "skialith.traces"
 
+_CLOCKS_DIFFER = 1.05
+"""By how much longer a writer keeps operations than readers on other machines rely on: no two clocks run alike."""
 _NO_MESSAGE = 10037
 _STREAM_NOT_FOUND = 10059
 _CONSUMER_NOT_FOUND = 10014
@@ -119,7 +121,7 @@ class Stream:
         self._trimmed: dict[str, int] = {}
         self._trim_epoch = -1
         self._graph_bounds: deque[tuple[float, int]] = deque()
-        self.keep_graphs_seconds = GRAPH_KEEP_SECONDS
+        self.keep_graphs_seconds = GRAPH_KEEP_SECONDS * _CLOCKS_DIFFER
 
     # ---- provisioning
 

@@ -18,7 +18,8 @@ from skialith import graph_recent, graphs
 from skialith.config import GRAPH_KEEP_SECONDS
 from skialith.errors import StoreUnavailable
 from skialith.langchain import SkialithCheckpointer
-from tests.fixtures.graphs import OpenSaver, at, checkpoint, metadata, put, settle
+from skialith.records import DeadLetter
+from tests.fixtures.graphs import OpenSaver, at, checkpoint, id_of, metadata, put, settle
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer, wait_until
 
@@ -183,6 +184,40 @@ def test_what_a_server_lost_is_written_again(nats_server: NatsServer, open_saver
     goes_on = put(saver, lost, {"a": 2, "b": "kept"}, versions={"a": 2, "b": 1}, new={"a": 2})
     found = saver.get_tuple(goes_on)
     assert found is not None and found.checkpoint["channel_values"] == {"a": 2, "b": "kept"}
+
+
+def test_what_is_discarded_does_not_stay_in_sight(
+    open_saver: OpenSaver, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A discarded dead letter is no operation, so the log does not tell of it."""
+    saver = open_saver()
+    first = put(saver, at("t"), {"a": 1})
+    saver.put_writes(first, [("b", 1)], "task")
+    found = saver.get_tuple(at("t"))
+    assert found is not None and found.pending_writes == [("task", "b", 1)]
+    settle(saver)
+    store = saver._door.open().store
+    with store.graphs(settings["namespace"]) as threads:
+        thread = graphs.thread_key(settings["namespace"], "t")
+        cell = graphs.cell_key(graphs.ns_key(thread, ""), id_of(first))
+        (lost,) = threads.contents([cell], [])[1]
+    lost = lost._replace(
+        agent_id="t", event_type="put_writes", position=lost.position._replace(seq=lost.position.seq + 1)
+    )
+    lost = lost._replace(key=secrets.token_bytes(16))
+    letter = DeadLetter(lost.key, "writer", lost.namespace, "subject", lost.position, 1406, "too long", 1, b"raw", lost)
+    store.write_dead_letter(letter)
+    looks = counted(saver, monkeypatch)
+    for _ in range(2):
+        assert saver.get_tuple(at("t")) is not None
+    assert len(looks) == 2  # what a dead letter is part of is not kept
+    assert store.discard_dead_letter("writer", lost.key)
+    for _ in range(2):
+        assert saver.get_tuple(at("t")) is not None
+    assert len(looks) == 3
+    monkeypatch.setattr(graph_recent, "GRAPH_LOOK_SECONDS", 0.0)
+    assert saver.get_tuple(at("t")) is not None
+    assert len(looks) == 4
 
 
 def test_operations_stay_in_the_log_for_a_while_after_they_were_stored(open_saver: OpenSaver) -> None:

@@ -112,7 +112,7 @@ def test_the_size_of_what_is_kept_is_exact_whatever_threads_do() -> None:
     """Sizes that are never taken off again would in the end leave no room for anything."""
     never: Any = None
     recent = Recent(never, never, 1.0)
-    looks = [_Look(0.0, 1, 1, BEFORE, size) for size in (1, 10, 100)]
+    looks = [_Look(0.0, 0.0, 1, 1, BEFORE, size) for size in (1, 10, 100)]
 
     def change(seed: int) -> None:
         dice = random.Random(seed)
@@ -133,8 +133,8 @@ def test_the_oldest_go_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) ->
     never: Any = None
     recent = Recent(never, never, 1.0)
     for n in range(6):
-        recent._keep((str(n), ""), _Look(0.0, 1, 1, BEFORE, 250))
-    recent._keep(("large", ""), _Look(0.0, 1, 1, BEFORE, 251))
+        recent._keep((str(n), ""), _Look(0.0, 0.0, 1, 1, BEFORE, 250))
+    recent._keep(("large", ""), _Look(0.0, 0.0, 1, 1, BEFORE, 251))
     assert [thread for thread, _ in recent._looks] == ["2", "3", "4", "5"]
 
 
