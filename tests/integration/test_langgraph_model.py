@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import closing
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint, CheckpointTuple
 from langgraph.checkpoint.memory import InMemorySaver
 
-from skialith.config import GRAPH_KEEP_SECONDS
+from skialith.config import GRAPH_KEEP_SECONDS, PAYLOAD_PART_BYTES
 from skialith.langchain import SkialithCheckpointer
 from tests.fixtures.graphs import OpenSaver, at, checkpoint, metadata, settle
+from tests.fixtures.stores import noise, outside
 
 CALLS = 700
 THREADS = ["t", "T", "t ", "\0", "é", "e\u0301", "\U0001f600", "-"]
@@ -26,6 +28,20 @@ CHANNELS = ["a", "b", "A", "__pregel_tasks", "c" * 300]
 TASKS = ["task", "TASK", ""]
 SPECIAL = ["__error__", "__interrupt__", "__resume__", "__scheduled__"]
 VALUES: list[Any] = [None, 0, -1.5, "", "x", b"\0", [1, {"k": (2,)}], {"set": {1}}, "\U0001f600\0"]
+LARGE = [noise(PAYLOAD_PART_BYTES + 1, 1), noise(2 * PAYLOAD_PART_BYTES + 1, 2)]
+ORPHANS = (
+    "SELECT COUNT(*) FROM payload_parts WHERE parts_key NOT IN ("
+    "SELECT body_parts FROM graph_checkpoints WHERE body_parts IS NOT NULL UNION "
+    "SELECT body_parts FROM graph_blobs WHERE body_parts IS NOT NULL UNION "
+    "SELECT body_parts FROM graph_writes WHERE body_parts IS NOT NULL)"
+)
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'skialith.db'}"
+    return str(request.getfixturevalue("mariadb_url"))
 
 
 def _id(found: CheckpointTuple) -> str:
@@ -74,6 +90,9 @@ class World:
             where["user"] = self.dice.choice(["u\0", 7, ["not said"]])
         return {"configurable": where, "metadata": {"tag": self.dice.choice("xy")}, "tags": ["t"]}
 
+    def some_value(self) -> Any:
+        return self.dice.choice(LARGE if self.dice.random() < 0.02 else VALUES)
+
     def put(self) -> None:
         config: RunnableConfig
         if self.made and self.dice.random() < 0.1:  # once more what was put, perhaps deleted meanwhile
@@ -88,7 +107,7 @@ class World:
             new = {}
             for channel in self.dice.sample(CHANNELS, self.dice.randrange(4)):
                 new[channel] = self.plain.get_next_version(versions.get(channel), None)
-                values[channel] = self.dice.choice(VALUES)
+                values[channel] = self.some_value()
                 if self.dice.random() < 0.2:
                     del values[channel]
             made = checkpoint(values, {**versions, **new})
@@ -103,7 +122,7 @@ class World:
         if self.configs:
             config = self.dice.choice(self.configs)
             channels = [self.dice.choice(CHANNELS + SPECIAL) for _ in range(self.dice.randrange(4))]
-            writes = [(channel, self.dice.choice(VALUES)) for channel in channels]
+            writes = [(channel, self.some_value()) for channel in channels]
             path = self.dice.choice(["", "~__pregel_pull, a", "~__pregel_push, 1"])
             self.both("put_writes", config, writes, self.dice.choice(TASKS), path)
 
@@ -199,7 +218,7 @@ class World:
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_it_answers_as_langgraphs_own(open_saver: OpenSaver, awaited: bool) -> None:
+def test_it_answers_as_langgraphs_own(open_saver: OpenSaver, database_url: str, awaited: bool) -> None:
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     dice = random.Random(seed)
@@ -219,4 +238,6 @@ def test_it_answers_as_langgraphs_own(open_saver: OpenSaver, awaited: bool) -> N
         }
         for call in dice.choices([*calls], [*calls.values()], k=CALLS):
             call()
-    assert [*world.saver.list(None)]
+    world.settle()
+    with outside(database_url) as sql:
+        assert sql(ORPHANS) == [(0,)]
