@@ -251,7 +251,7 @@ def decode(body: bytes) -> Operation:
             return Delete(fields[1])
         if kind == _DROP:
             return Drop(fields[1], [(ns, each) for ns, each in fields[2]], [(ns, each) for ns, each in fields[3]])
-    except (TypeError, IndexError, AttributeError) as error:
+    except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"not an operation on a graph's thread: {error}") from error
     raise ValueError(f"operation {kind} on a graph's thread is unknown; it was written by a newer Skialith")
 

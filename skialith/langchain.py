@@ -28,7 +28,7 @@ from .door import Door
 from .errors import InvalidArgument
 from .graph_past import Filled, Past
 from .graphs import Delete, Drop, Operation, Put, blob_id, split_refs
-from .langchain_codec import Codec, Known, KnownValues, config_of, place_of, thread_id_of
+from .langchain_codec import Codec, Known, KnownValues, checkpoint_id_of, config_of, place_of, thread_id_of
 from .records import Ack, Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
@@ -133,12 +133,12 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
     def _pages(
         self, config: RunnableConfig | None, wanted: dict[str, Any], before: RunnableConfig | None, limit: int | None
     ) -> Iterator[Sequence[CheckpointTuple]]:
-        place = None if config is None else place_of(config)
+        place = place_of(config) if config else None
         past = self._door.open().thread(None if place is None else place.thread_id)
         codec = self._codec
         puts = past.all(
             None if place is None else place.checkpoint_ns,
-            None if before is None else before["configurable"].get("checkpoint_id"),
+            checkpoint_id_of(before) if before else None,
         )
         if place is not None and place.checkpoint_id is not None:
             puts = (put for put in puts if put.checkpoint_id == place.checkpoint_id)

@@ -45,12 +45,18 @@ def place_of(config: RunnableConfig) -> Place:
             'config={"configurable": {"thread_id": "1"}}; nothing was sent',
             argument="thread_id",
         )
-    ns, checkpoint_id = configurable.get("checkpoint_ns"), configurable.get("checkpoint_id")
+    ns = configurable.get("checkpoint_ns")
     return Place(
         thread_id_of(configurable["thread_id"]),
         None if ns is None else graphs.checked_text("checkpoint_ns", ns),
-        check_id("checkpoint_id", checkpoint_id) if checkpoint_id else None,
+        checkpoint_id_of(config),
     )
+
+
+def checkpoint_id_of(config: RunnableConfig) -> str | None:
+    """The checkpoint that ``config`` names, if it names one. Raises ``InvalidArgument``."""
+    checkpoint_id = config.get("configurable", {}).get("checkpoint_id")
+    return check_id("checkpoint_id", checkpoint_id) if checkpoint_id else None
 
 
 def thread_id_of(value: object) -> str:
@@ -161,7 +167,7 @@ class Codec:
             if channel not in versions:
                 unversioned[channel] = value
                 continue
-            blob = blob_id(channel, versions[channel])
+            blob = blob_id(graphs.checked_text("channel", channel), versions[channel])
             refs.append(blob)
             if channel in new_versions or not known.has(thread_id, (ns, blob), since):
                 blobs[blob] = self._dumps(thread_id, f"channel_values.{channel}", value)
@@ -190,10 +196,12 @@ class Codec:
                 'config["configurable"]["checkpoint_id"] is missing: writes are pending at a checkpoint; nothing was sent',
                 argument="checkpoint_id",
             )
+        graphs.checked_text("task_id", task_id)
+        graphs.checked_text("task_path", task_path)
         values = [
             Write(
                 WRITES_IDX_MAP.get(channel, idx),
-                channel,
+                graphs.checked_text("channel", channel),
                 self._dumps(place.thread_id, f"writes[{idx}].{channel}", value),
             )
             for idx, (channel, value) in enumerate(writes)

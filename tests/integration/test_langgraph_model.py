@@ -138,7 +138,7 @@ class World:
             )
 
     def list(self) -> None:
-        config = None if self.dice.random() < 0.2 else self.some_config()
+        config = self.dice.choice([None, {}]) if self.dice.random() < 0.2 else self.some_config()
         options: dict[str, Any] = {}
         if self.dice.random() < 0.4:
             options["filter"] = self.dice.choice(
@@ -153,7 +153,7 @@ class World:
                 ]
             )
         if self.configs and self.dice.random() < 0.4:
-            options["before"] = self.dice.choice([*self.configs, at("elsewhere")])
+            options["before"] = self.dice.choice([*self.configs, at("elsewhere"), {}])
         wanted = [*self.plain.list(config, **options)]
         limit = self.dice.choice([None, None, -1, 0, 1, 3, 1000])
         found = self.on("list", config, **options, limit=limit)

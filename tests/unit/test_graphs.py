@@ -6,7 +6,7 @@ import random
 
 import ormsgpack
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skialith import graphs
@@ -59,6 +59,7 @@ def test_an_operation_comes_back_as_it_was(operation: Operation) -> None:
     st.binary(max_size=40)
     | st.recursive(st.none() | st.integers(-9, 9) | st.binary(max_size=4), st.lists).map(ormsgpack.packb)
 )
+@example(ormsgpack.packb({"a": 1}))
 def test_what_is_no_operation_is_a_value_error(body: bytes) -> None:
     try:
         graphs.decode(body)

@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -191,3 +192,20 @@ def test_any_threads_may_use_what_is_known() -> None:
     for n in range(100):
         known.add(holding(f"more{n}", 1), 1)
     assert sum(map(len, known._threads.values())) <= 60
+
+
+@pytest.mark.parametrize("bad", ["\ud800", 5, None])
+def test_names_that_are_no_text_are_refused(bad: Any) -> None:
+    """Two of them could not be sorted any more when they are read."""
+    codec, config = Codec(SERDE), at("t", "", "1")
+    calls: dict[str, Callable[[], object]] = {
+        "channel": lambda: codec.put_writes(config, [("a", 1), (bad, 2)], "task", ""),
+        "task_id": lambda: codec.put_writes(config, [("a", 1)], bad, ""),
+        "task_path": lambda: codec.put_writes(config, [("a", 1)], "task", bad),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InvalidArgument, match=name) as caught:
+            call()
+        assert caught.value.argument == name and caught.value.outcome == "not_written"
+    with pytest.raises(InvalidArgument, match="channel"):
+        made(codec, {bad: 1}, {bad: "1"}, {bad: "1"}, KnownValues())
