@@ -56,7 +56,9 @@ WRITES_COLUMNS = (
     "body_parts",
 )
 
+_KEYS = {"graph_checkpoints": "cell_key", "graph_blobs": "blob_key", "graph_writes": "record_key"}
 _KEYS_PER_QUERY = 500
+_REMOVED_AT_ONCE = 10_000
 _EARLIER = "(store_time_ns < ? OR (store_time_ns = ? AND seq < ?))"
 
 
@@ -94,8 +96,8 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
         deleted[key] = position
         update = "UPDATE graph_threads SET store_time_ns = ?, seq = ? WHERE thread_key = ?"
         session.run(update, (*position, key))
-        for table in ("graph_checkpoints", "graph_blobs", "graph_writes"):
-            _remove(session, table, f"thread_key = ? AND {_EARLIER}", (key, *_before(position)))
+        for table, column in _KEYS.items():
+            _remove_thread(session, table, column, (key, *_before(position)))
     return deleted
 
 
@@ -183,6 +185,14 @@ def _insert(session: Session, table: str, columns: Sequence[str], made: Iterable
         if body is not None:
             for part in rows.parts(row[-1], body):
                 session.insert("payload_parts", rows.PART_COLUMNS, [part])
+
+
+def _remove_thread(session: Session, table: str, column: str, args: Sequence[Any]) -> None:
+    """In short statements: one for all of a long thread might outlast the driver's patience at every try."""
+    index = session.by.format(table, "thread")
+    query = f"SELECT {column} FROM {table}{index} WHERE thread_key = ? AND {_EARLIER} LIMIT {_REMOVED_AT_ONCE}"
+    while found := session.rows(query, args):
+        _remove_by_key(session, table, column, [bytes(row[0]) for row in found])
 
 
 def _remove_by_key(session: Session, table: str, column: str, keys: Sequence[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from skialith.graphs import Delete, Drop, Operation, Put, blob_key, cell_key, ns
 from skialith.records import Codec, Manifest, Record
 from skialith.stores import Store
 from skialith.stores.base import Scope
+from skialith.stores.sql import SqlStore
 
 from ..fixtures.graph_model import (
     Model,
@@ -162,6 +164,29 @@ def test_large_bodies_leave_with_their_rows(store: Store, sql: Run) -> None:
     store.write_records([at_position(7, Delete("t"))])
     assert sql("SELECT COUNT(*) FROM payload_parts") == [(0,)]
     assert [row[0] for row in sql("SELECT live FROM graph_checkpoints")] == []
+
+
+def test_a_long_thread_goes_in_short_statements(store: Store, sql: Run) -> None:
+    """Each must end within the driver's timeout, or the deletion is tried for ever."""
+    assert isinstance(store, SqlStore)
+    count, limit = 1200, 500
+    store.write_records(
+        [at_position(n, put("t", "", str(n), blobs={blob(n): value("x")})) for n in range(1, count + 1)]
+    )
+    store.write_records([at_position(count + n, writes("t", "", str(n))) for n in range(1, count + 1)])
+    with store.reading() as session:
+        kind = type(session)
+    run, changed = kind.run, []
+
+    def counted(self: Any, query: str, args: Sequence[Any] = ()) -> int:
+        changed.append(run(self, query, args))
+        return changed[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "run", counted)
+        store.write_records([at_position(2 * count + 1, Delete("t"))])
+    assert 3 * count <= sum(changed) and max(changed) <= limit
+    check(sql, Model())
 
 
 def test_a_batch_of_which_one_cannot_be_read_leaves_nothing(store: Store, sql: Run) -> None:
