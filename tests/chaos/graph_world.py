@@ -265,7 +265,9 @@ class Contradictions:
             if greatest and (not names or next(iter(names))[1] < greatest):
                 yield f"{seen.thread} {seen.ns!r} [{seen.first}..{seen.last}]: {greatest} stood and {list(names)} was given"
         else:
-            yield from (f"{seen.thread} [{seen.first}..{seen.last}]: {name} is missing" for name in always - names.keys())
+            yield from (
+                f"{seen.thread} [{seen.first}..{seen.last}]: {name} is missing" for name in always - names.keys()
+            )
             ids = [_id(each) for each in seen.found]
             if ids != sorted(ids, reverse=True):
                 yield f"{seen.thread}: the list is not in order"

@@ -49,7 +49,9 @@ def check(world: World, drivers: list[Driver]) -> list[str]:
     logged = {change[2] for _, change in operations if len(change) == 9}
     acknowledged = [each for driver in drivers for each in driver.put_ids]
     problems += [f"LOST: checkpoint {each}" for each in acknowledged if each not in logged]
-    print(f"{len(operations)} operations, {len(acknowledged)} puts, {len(looks)} looks, {len(model.cells)} checkpoints left")
+    print(
+        f"{len(operations)} operations, {len(acknowledged)} puts, {len(looks)} looks, {len(model.cells)} checkpoints left"
+    )
     return [text for text in problems if text]
 
 

@@ -122,7 +122,9 @@ def test_time_travel_and_a_fork(checkpointer: SkialithCheckpointer, do: Callable
     assert [state.values["log"] for state in steps_found] == [["in", "a", "changed"]]
 
 
-def test_subgraphs_have_namespaces_of_their_own(checkpointer: SkialithCheckpointer, do: Callable[[str], Invoke]) -> None:
+def test_subgraphs_have_namespaces_of_their_own(
+    checkpointer: SkialithCheckpointer, do: Callable[[str], Invoke]
+) -> None:
     inner = steps("deep", "asked", "deeper", ask="asked").compile(checkpointer=True)
     middle = StateGraph(State).add_node("inner", inner).add_edge(START, "inner").add_edge("inner", END)
     outer = StateGraph(State).add_node("middle", middle.compile(checkpointer=True))

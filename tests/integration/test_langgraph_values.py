@@ -22,6 +22,7 @@ from tests.fixtures.stores import noise, outside
 
 from .test_processes import finish, run
 
+
 @pytest.fixture(params=["sqlite", "mysql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Both databases in turn."""
@@ -30,7 +31,26 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'skialith.db'}"
 
 
-TEXTS = ["", " ", "  ", "a b", ".", "a.b", "*", ">", "a.>", "\0", "a\0b", "\x7f\x0b\x0c\r\n", "🦜" * 300, "x" * 10_000, "%s?'\\", "a~b", "A", "a"]
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "a b",
+    ".",
+    "a.b",
+    "*",
+    ">",
+    "a.>",
+    "\0",
+    "a\0b",
+    "\x7f\x0b\x0c\r\n",
+    "🦜" * 300,
+    "x" * 10_000,
+    "%s?'\\",
+    "a~b",
+    "A",
+    "a",
+]
 
 
 def values_of(saver: SkialithCheckpointer, config: Any) -> dict[str, Any]:
@@ -40,7 +60,9 @@ def values_of(saver: SkialithCheckpointer, config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["log", "database"])
-def test_ids_and_namespaces_of_any_text(saver: SkialithCheckpointer, unstored: SkialithCheckpointer, stored: bool) -> None:
+def test_ids_and_namespaces_of_any_text(
+    saver: SkialithCheckpointer, unstored: SkialithCheckpointer, stored: bool
+) -> None:
     used = saver if stored else unstored
     made = {}
     for thread, ns in [*((text, "") for text in TEXTS), *(("thread", text) for text in TEXTS[1:])]:
@@ -71,7 +93,11 @@ def test_what_is_no_unicode_text_is_refused_and_nothing_is_sent(unstored: Skiali
             put(unstored, config, {"a": 1})
         with pytest.raises(InvalidArgument, match="lone surrogate"):
             unstored.get_tuple(config)
-    for call in (unstored.delete_thread, lambda thread: unstored.prune([thread]), lambda thread: unstored.copy_thread("t", thread)):
+    for call in (
+        unstored.delete_thread,
+        lambda thread: unstored.prune([thread]),
+        lambda thread: unstored.copy_thread("t", thread),
+    ):
         with pytest.raises(InvalidArgument, match="lone surrogate"):
             call("\ud800")
     with pytest.raises(InvalidArgument, match="strategy"):
@@ -157,7 +183,14 @@ def everything(nats_server: NatsServer, database_url: str, tmp_path: Path) -> di
     for path in tmp_path.glob("skialith.db*"):
         found[str(path)] = path.read_bytes()
     with outside(database_url) as sql:
-        for table in ("graph_checkpoints", "graph_blobs", "graph_writes", "graph_threads", "payload_parts", "dead_letters"):
+        for table in (
+            "graph_checkpoints",
+            "graph_blobs",
+            "graph_writes",
+            "graph_threads",
+            "payload_parts",
+            "dead_letters",
+        ):
             rows = sql(f"SELECT * FROM {table}")
             found[table] = b"|".join(
                 bytes(cell) if isinstance(cell, (bytes, bytearray)) else str(cell).encode()
@@ -174,7 +207,13 @@ def test_encryption_covers_every_value(
     serde = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 32) if encrypted else JsonPlusSerializer()
     for writer in ("on", "off"):
         with SkialithCheckpointer(serde=serde, **{**settings, "nats_url": nats_server.url, "writer": writer}) as saver:
-            secret = {"text": SECRET, "number": NUMBER, "list": [SECRET, {"deep": SECRET}], "none": None, "bytes": SECRET.encode()}
+            secret = {
+                "text": SECRET,
+                "number": NUMBER,
+                "list": [SECRET, {"deep": SECRET}],
+                "none": None,
+                "bytes": SECRET.encode(),
+            }
             made = put(saver, at(f"thread {writer}"), secret, note=SECRET, run_id=SECRET)
             saver.put_writes(made, [("text", SECRET), ("number", NUMBER), ("__interrupt__", SECRET)], "task")
             put(saver, made, {"free": SECRET, "number": NUMBER}, versions={"number": 1}, new={})
