@@ -1,4 +1,4 @@
-"""Graphs in processes: killed inside a node and gone on with by another one, two at once on a thread, the seed's lines, the example."""
+"""Graphs in processes: killed inside a node, gone on with by another one, two on one thread, the seed's lines, the example."""
 
 from __future__ import annotations
 
