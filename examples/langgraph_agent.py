@@ -26,7 +26,7 @@ class State(TypedDict, total=False):
 def work(step: str) -> None:
     """Stands for a call of a model that takes its time and costs money."""
     print(f"{step} ...", flush=True)
-    time.sleep(2)
+    time.sleep(1)
 
 
 def plan(state: State) -> State:

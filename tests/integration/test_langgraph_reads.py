@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from skialith.errors import BodyMissing, StoreUnavailable
+from skialith.graph_past import Past
 from skialith.langchain import SkialithCheckpointer
 from skialith.records import Position, Record, decode_record
 from skialith.wal.stream import WRITER
@@ -51,6 +52,33 @@ def test_a_deleted_thread_is_gone_though_its_deletion_is_trimmed_while_the_log_i
     between_pages(saver, monkeypatch, store_and_trim)
     assert saver.get_tuple(at("t")) is None
     assert [*saver.list(at("t"))] == []
+
+
+def test_what_is_pruned_under_a_look_is_gone_and_no_error(
+    open_saver: OpenSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver, other = open_saver(), open_saver(timeout=19)
+    fill = Past.fill
+
+    def prepared(thread: str) -> list[str]:
+        first = put(saver, at(thread), {"a": 1}, versions={"a": 1})
+        second = put(saver, first, {"a": 2}, versions={"a": 2})
+        settle(saver)
+        left = [thread]
+
+        def pruned(self: Past, puts: Any, *more: Any) -> Any:
+            if left:
+                other.prune([left.pop()])
+                settle(other)
+            return fill(self, puts, *more)
+
+        monkeypatch.setattr(Past, "fill", pruned)
+        return [id_of(first), id_of(second)]
+
+    first, second = prepared("listed")
+    assert [id_of(each.config) for each in saver.list(at("listed"))] == [second]
+    first, _ = prepared("one")
+    assert saver.get_tuple(at("one", "", first)) is None
 
 
 # ---- large records that leave the log meanwhile
@@ -121,7 +149,8 @@ def test_while_the_database_is_away_the_log_tells_what_it_can(open_saver: OpenSa
         found = saver.get_tuple(asked)
         assert found is not None
         assert found.checkpoint["channel_values"] == {"a": a, "big": noise(1_500_000, 1)}
-    assert (saver.get_tuple(first) or found).pending_writes == [("task", "a", 2)]
+    found = saver.get_tuple(first)
+    assert found is not None and found.pending_writes == [("task", "a", 2)]
     for question in (
         lambda: list(saver.list(at("t"))),
         lambda: saver.get_tuple(at("unknown")),

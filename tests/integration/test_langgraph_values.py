@@ -153,6 +153,7 @@ def test_a_value_that_did_not_change_is_not_written_again(
 def wait_empty(saver: SkialithCheckpointer) -> None:
     """All is stored, what others put too, and nothing is in the log."""
     wal = saver._door.open().wal
+    wal.stream.keep_graphs_seconds = 0.0
 
     def empty() -> bool:
         wal.trim()
