@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import random
 import signal
 from typing import Any
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption(SEED_OPTION) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
+    os.environ.setdefault("SKIALITH_RUN_SEED", str(random.SystemRandom().randrange(1 << 32)))
     chaos_summary.start(config)
 
 

@@ -22,15 +22,6 @@ from tests.fixtures.stores import noise, outside
 
 from .test_processes import finish, run
 
-
-@pytest.fixture(params=["sqlite", "mysql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Both databases in turn."""
-    if request.param == "mysql":
-        return str(request.getfixturevalue("mariadb_url"))
-    return f"sqlite:///{tmp_path / 'skialith.db'}"
-
-
 TEXTS = [
     "",
     " ",
@@ -162,6 +153,7 @@ def test_a_value_that_did_not_change_is_not_written_again(
 def wait_empty(saver: SkialithCheckpointer) -> None:
     """All is stored, what others put too, and nothing is in the log."""
     wal = saver._door.open().wal
+    wal.stream.keep_graphs_seconds = 0.0
 
     def empty() -> bool:
         wal.trim()
@@ -171,6 +163,14 @@ def wait_empty(saver: SkialithCheckpointer) -> None:
 
 
 # ---- encryption
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def each_settings(request: pytest.FixtureRequest, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings on both databases in turn."""
+    if request.param == "mysql":
+        return {**settings, "database_url": request.getfixturevalue("mariadb_url")}
+    return settings
 
 
 SECRET = "plaintext-0f4c1d"
@@ -202,11 +202,13 @@ def everything(nats_server: NatsServer, database_url: str, tmp_path: Path) -> di
 
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
 def test_encryption_covers_every_value(
-    nats_server: NatsServer, settings: dict[str, Any], open_saver: OpenSaver, tmp_path: Path, encrypted: bool
+    nats_server: NatsServer, each_settings: dict[str, Any], tmp_path: Path, encrypted: bool
 ) -> None:
     serde = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 32) if encrypted else JsonPlusSerializer()
     for writer in ("on", "off"):
-        with SkialithCheckpointer(serde=serde, **{**settings, "nats_url": nats_server.url, "writer": writer}) as saver:
+        with SkialithCheckpointer(
+            serde=serde, **{**each_settings, "nats_url": nats_server.url, "writer": writer}
+        ) as saver:
             secret = {
                 "text": SECRET,
                 "number": NUMBER,
@@ -224,7 +226,7 @@ def test_encryption_covers_every_value(
             assert found is not None and found.metadata["note"] == SECRET  # type: ignore[typeddict-item]
             assert {value for _, _, value in found.pending_writes or []} == {SECRET, NUMBER}
             assert [*saver.list(None, filter={"note": SECRET})]
-            bytes_kept = everything(nats_server, settings["database_url"], tmp_path)
+            bytes_kept = everything(nats_server, each_settings["database_url"], tmp_path)
             needles = [SECRET.encode(), NUMBER.to_bytes(8, "big"), NUMBER.to_bytes(8, "little"), str(NUMBER).encode()]
             places = [where for where, data in bytes_kept.items() for needle in needles if needle in data]
             assert (places == []) == encrypted, places
