@@ -137,9 +137,10 @@ class Past:
                 continue  # the writer makes a dead letter of it
 
     def _note_dead(self, tables: Graphs) -> None:
-        """A dead letter may be older than what the database did since, which no longer stands in the log."""
+        """A dead letter may be older than what the database did since, which no longer stands in the log; and what stands
+        there may be older than a deletion whose body went with the chunks of large records."""
         dead = [*self._dead, *tables.dead(self._name)]
-        if not dead:
+        if not dead and self._whole:
             return
         self._note(dead)
         view = self._view

@@ -6,6 +6,7 @@ appended since a look that began less than that ago still stands there, and the 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -16,6 +17,8 @@ from .graph_past import Filled, Past
 from .graphs import Put, PutWrites, operation, thread_name
 from .records import Record
 
+_OBJECTS_BYTES = 350
+"""Memory of the objects around one value."""
 _LOOKS = 3
 """How often a checkpoint is looked at again whose values were deleted under the look."""
 
@@ -47,6 +50,7 @@ class Recent:
         self._timeout = timeout
         self._looks: OrderedDict[tuple[str, str], _Look] = OrderedDict()
         self._size = 0
+        self._changing = threading.Lock()
 
     def latest(self, thread_id: str, checkpoint_ns: str) -> Filled | None:
         """The latest checkpoint with what belongs to it, or None. Raises ``WalUnavailable``, ``StoreUnavailable``."""
@@ -95,29 +99,33 @@ class Recent:
     # ---- what is kept
 
     def _keep(self, place: tuple[str, str], look: _Look) -> None:
-        self.forget(place)
-        if look.size > GRAPH_CACHE_BYTES // 4:
-            return
-        self._looks[place] = look
-        self._size += look.size
-        while self._size > GRAPH_CACHE_BYTES:
-            try:
-                _, oldest = self._looks.popitem(last=False)
-            except KeyError:  # other threads were faster
+        with self._changing:
+            self._forget(place)
+            if look.size > GRAPH_CACHE_BYTES // 4:
                 return
-            self._size -= oldest.size
+            self._looks[place] = look
+            self._size += look.size
+            while self._size > GRAPH_CACHE_BYTES:
+                _, oldest = self._looks.popitem(last=False)
+                self._size -= oldest.size
 
     def forget(self, place: tuple[str, str]) -> None:
         """Look anew at the next time."""
+        with self._changing:
+            self._forget(place)
+
+    def _forget(self, place: tuple[str, str]) -> None:
         gone = self._looks.pop(place, None)
         if gone is not None:
             self._size -= gone.size
 
 
 def _size(found: Filled) -> int:
-    values = sum(len(value.data) for value in found.values.values())
-    writes = sum(len(write.value.data) for call in found.writes for write in call.writes)
-    return len(found.put.head.data) + len(found.put.metadata.data) + values + writes
+    """Bytes of memory, about: of small values the objects around them take the most."""
+    texts = [found.put.head.data, found.put.metadata.data, found.put.refs]
+    texts += [value.data for value in found.values.values()]
+    texts += [write.value.data for call in found.writes for write in call.writes]
+    return _OBJECTS_BYTES * len(texts) + sum(map(len, texts))
 
 
 def advanced(found: Filled, records: Iterable[Record]) -> Filled | None:

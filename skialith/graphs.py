@@ -92,7 +92,9 @@ _PUT, _PUT_WRITES, _DELETE, _DROP = range(1, 5)
 
 PUT = "put"
 """The ``event_type`` of a record that carries a :class:`Put`."""
-_NAMES = {Put: PUT, PutWrites: "put_writes", Delete: "delete", Drop: "drop"}
+DROP = "drop"
+"""That of a :class:`Drop`."""
+_NAMES = {Put: PUT, PutWrites: "put_writes", Delete: "delete", Drop: DROP}
 
 
 # ---- identities
@@ -167,14 +169,9 @@ def plain(value: Typed) -> tuple[str, bytes]:
 def record(namespace: str, operation: Operation, limit: int) -> Record:
     """The record that carries an operation; each call makes one of its own.
 
-    ``record_id`` names thread and checkpoint, so that a record without its body is known to be stored or not. Raises
+    ``record_id`` names a thread and a row, so that a record without its body is known to be stored or not. Raises
     ``RecordTooLarge`` if it is over ``limit`` bytes; nothing was sent.
     """
-    record_id = ""
-    if isinstance(operation, (Put, PutWrites)):
-        thread = thread_key(namespace, operation.thread_id)
-        cell = cell_key(ns_key(thread, operation.checkpoint_ns), operation.checkpoint_id)
-        record_id = (thread + cell).hex()
     body = encode(operation)
     if len(body) > limit:
         raise RecordTooLarge(
@@ -188,7 +185,7 @@ def record(namespace: str, operation: Operation, limit: int) -> Record:
         Kind.GRAPH,
         namespace,
         thread_name(operation.thread_id),
-        record_id,
+        b"".join(_touched(namespace, operation)).hex(),
         unique_key(),
         0,
         _NAMES[type(operation)],
@@ -198,8 +195,21 @@ def record(namespace: str, operation: Operation, limit: int) -> Record:
     )
 
 
+def _touched(namespace: str, operation: Operation) -> tuple[bytes, bytes]:
+    """The keys of the thread, and of the checkpoint; of a :class:`Drop` the first one of those, or of the values."""
+    thread = thread_key(namespace, operation.thread_id)
+    if isinstance(operation, (Put, PutWrites)):
+        return thread, cell_key(ns_key(thread, operation.checkpoint_ns), operation.checkpoint_id)
+    if isinstance(operation, Drop):
+        for checkpoint_ns, checkpoint_id in operation.checkpoints:
+            return thread, cell_key(ns_key(thread, checkpoint_ns), checkpoint_id)
+        for checkpoint_ns, blob in operation.blobs:
+            return thread, blob_key(ns_key(thread, checkpoint_ns), blob)
+    return thread, b""
+
+
 def named_keys(record: Record) -> tuple[bytes, bytes]:
-    """The keys of the thread and the checkpoint that the record of a put or of writes names."""
+    """The keys of the thread, and of the checkpoint or the value, that a record names (none for the end of the thread)."""
     both = bytes.fromhex(record.record_id)
     return both[:KEY_BYTES], both[KEY_BYTES:]
 

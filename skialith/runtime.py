@@ -249,10 +249,8 @@ class Runtime:
         deadline = time.monotonic() + self.config.timeout
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
-            for agent_id in self._agents:
-                for kind in ("event", "checkpoint", "graph"):
-                    records = self.wal.dead_records(agent_id, kind, deadline)
-                    keys.update(record.key for record in records if record.position > self._since)
+            dead = self.wal.dead_heads(deadline)
+            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
         if not isinstance(self._reading(), NothingStored):
             since = Position(self._since.time_ns, self._since.seq + 1)
             found = self.store.dead_keys(self.config.namespace, WRITER, since)

@@ -190,7 +190,7 @@ class Store(Protocol):
         """Remove one dead letter; False if it was not there."""
 
     def graph_settled(self, record: Record) -> bool:
-        """Whether the put or the writes of ``record`` (its body may be lost) are stored, or deleted by a later operation."""
+        """Whether the operation of ``record`` (its body may be lost) is stored, or what it made deleted by a later one."""
 
     def graphs(self, namespace: str) -> AbstractContextManager[Graphs]:
         """The threads of graphs, read over one connection for the length of the block; every question sees the newest commits."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..graphs import PUT, Put, Typed, decode, named_keys
+from ..graphs import DROP, PUT, Put, Typed, decode, named_keys
 from ..records import Kind, Position, Record
 from . import read, rows
 from .base import Cell, Scope
 from .read import Queries
 
 _CELL = "cell_key, store_time_ns, seq, body, body_bytes, body_parts"
+_INDEXES = {"ns_key": "ns", "thread_key": "thread", "namespace": "namespace"}
 _LATEST = "ORDER BY checkpoint_id DESC, cell_key DESC LIMIT ?"
 
 
@@ -35,7 +36,8 @@ class GraphTables:
         if run_keys:
             where += f" AND run_key IN ({read.marks(run_keys)})"
             args += run_keys
-        return self._cells(f"SELECT {_CELL} FROM graph_checkpoints WHERE {where} {_LATEST}", [*args, limit])
+        index = self._session.by.format("graph_checkpoints", "run" if run_keys else _INDEXES[column])
+        return self._cells(f"SELECT {_CELL} FROM graph_checkpoints{index} WHERE {where} {_LATEST}", [*args, limit])
 
     def cell(self, key: bytes) -> Cell | None:
         """One checkpoint, or None."""
@@ -126,17 +128,21 @@ def _contents(cell_keys: Sequence[bytes], blob_keys: Sequence[bytes]) -> Iterato
 
 
 def settled(session: Queries, record: Record) -> bool:
-    """Whether a put or writes are in the tables, or were deleted; ``record`` may have lost its body.
+    """Whether an operation is in the tables, or what it made was deleted; ``record`` may have lost its body.
 
-    Its ``record_id`` names the thread and the checkpoint, whose rows stay when they are deleted.
+    Its ``record_id`` names the thread and the checkpoint or the value, whose rows stay when they are deleted.
     """
-    thread, cell = named_keys(record)
+    thread, key = named_keys(record)
     if session.rows("SELECT 1 FROM graph_writes WHERE record_key = ?", (record.key,)):
         return True
     time_ns, seq = record.position
     later, args = "(store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))", (time_ns, time_ns, seq)
     if session.rows(f"SELECT 1 FROM graph_threads WHERE thread_key = ? AND {later}", (thread, *args)):
         return True
+    if record.event_type == DROP and session.rows(
+        f"SELECT 1 FROM graph_blobs WHERE blob_key = ? AND {later}", (key, *args)
+    ):
+        return True
     if record.event_type != PUT:
         later = later.replace("store_time_ns", "ended_time_ns").replace("seq", "ended_seq")
-    return bool(session.rows(f"SELECT 1 FROM graph_checkpoints WHERE cell_key = ? AND {later}", (cell, *args)))
+    return bool(session.rows(f"SELECT 1 FROM graph_checkpoints WHERE cell_key = ? AND {later}", (key, *args)))

@@ -170,8 +170,8 @@ class _Session:
     """See ``sql.Session``."""
 
     for_update = " FOR UPDATE"
-    by_agent = " FORCE INDEX (by_agent)"
-    # Left alone, MariaDB reads each page of a long history from the agent's first event on.
+    by = " FORCE INDEX (by_{1})"
+    # Left alone, MariaDB reads each page of a long history, or of a thread with many checkpoints, from the first row on.
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection

@@ -36,8 +36,8 @@ T = TypeVar("T")
 class Queries(Protocol):
     """What reading needs of a connection."""
 
-    by_agent: str
-    """Behind a table's name: read its rows in the order of an agent's events, and no others."""
+    by: str
+    """Behind a table's name, with that name and an index's in it: read the rows in the order of this index, and no others."""
 
     def rows(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
         """All rows of a query. Placeholders are ``?``."""
@@ -128,7 +128,7 @@ def _places(
         (*agent, WRITER, int(Kind.EVENT), *args, limit),
     )
     alive = session.rows(
-        f"SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events{session.by_agent} "
+        f"SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events{session.by.format('agent_events', 'agent')} "
         f"WHERE namespace = ? AND agent_id = ? AND {within} {_OLDEST}",
         (*agent, *args, limit),
     )
@@ -208,7 +208,7 @@ def _step_places(session: Queries, agent: tuple[str, str], after: Position, limi
     )
     alive = session.rows(
         "SELECT place.store_time_ns, place.seq, place.record_key, event.body_bytes "
-        f"FROM agent_steps AS place{session.by_agent} "
+        f"FROM agent_steps AS place{session.by.format('agent_steps', 'agent')} "
         "JOIN agent_events AS event ON event.record_key = place.record_key "
         f"WHERE place.namespace = ? AND place.agent_id = ? AND {_of_place(within)} {_of_place(_OLDEST)}",
         (*agent, *args, limit),

@@ -137,7 +137,7 @@ class _Session:
     """See ``sql.Session``."""
 
     for_update = ""  # the transaction has locked all of the file
-    by_agent = ""  # it does so by itself
+    by = " INDEXED BY {0}_by_{1}"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection

@@ -199,6 +199,10 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
+    def dead_heads(self, deadline: float) -> list[Record]:
+        """All records that stand in the dead-letter stream, large bodies left out."""
+        return self._call(lambda: self.dead.heads(deadline), deadline)
+
     def dead_count(self, deadline: float) -> int:
         """Messages of the dead-letter stream."""
         return self._call(lambda: self.dead.count(deadline), deadline)

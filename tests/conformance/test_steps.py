@@ -117,7 +117,7 @@ def test_what_is_replayed_between_two_queries_is_not_missed(store: Store, n: int
     queries = 0
 
     class Replaying:
-        by_agent = ""
+        by = ""
 
         def __init__(self, session: Any) -> None:
             self._session = session

@@ -642,7 +642,7 @@ class Meddled:
 
     def __init__(self, session: read.Queries, n: int, meddle: Callable[[], object]) -> None:
         self.session = session
-        self.by_agent = session.by_agent
+        self.by = session.by
         self.left = n
         self.meddle = meddle
 

@@ -291,3 +291,17 @@ def test_what_is_settled_without_its_body(store: Store, name: str) -> None:
     lost = Manifest(9, 1, b"d" * 16)
     assert store.graph_settled(records[1]._replace(body=None, manifest=lost)) is put_settled
     assert store.graph_settled(records[2]._replace(body=None, manifest=lost)) is writes_settled
+
+
+@pytest.mark.parametrize(
+    "deletion", [Delete("t"), Drop("t", [("", "1"), ("", "2")], []), Drop("t", [], [("", blob(1))])]
+)
+def test_a_deletion_is_settled_without_its_body(store: Store, deletion: Operation) -> None:
+    """Or a large one that is delivered twice would become a dead letter."""
+    value_of = {blob(1): value("x")}
+    before, made, after = at_position(10, put(blobs=value_of)), at_position(13, deletion), at_position(16, Delete("u"))
+    lost = made._replace(body=None, manifest=Manifest(9, 1, b"d" * 16))
+    store.write_records([before, after])
+    assert not store.graph_settled(lost)
+    store.write_records([made])
+    assert store.graph_settled(lost)

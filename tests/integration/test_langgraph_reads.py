@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from skialith import _fastpath
 from skialith.errors import BodyMissing, StoreUnavailable
 from skialith.graph_past import Past
+from skialith.graphs import Drop, PutWrites, record
 from skialith.langchain import SkialithCheckpointer
-from skialith.records import Position, Record, decode_record
+from skialith.records import DeadLetter, Position, Record, decode_record
 from skialith.wal.stream import WRITER
 from skialith.writer.sinks import EventSink
 from tests.fixtures.graphs import OpenSaver, at, id_of, put, settle
@@ -219,3 +221,46 @@ def test_a_checkpoint_the_database_refuses_is_still_read(
     saver.delete_thread("t")
     saver.flush(20)
     assert list(reader.list(at("t"))) == [] and reader.get_tuple(second) is None
+
+
+def test_a_deletion_is_seen_though_its_body_is_trimmed_before_what_it_deletes(open_saver: OpenSaver) -> None:
+    """The chunks of a large record go as soon as it is stored; operations stay for a while."""
+    saver = open_saver()
+    first = put(saver, at("t"), {"a": 1})
+    second = put(saver, first, {"a": 1, "b": 2}, new={"b": 1})
+    saver.put_writes(first, [("a", 3)], "task")
+    engine = saver._door.open()
+    saver._append(engine, Drop("t", [("", id_of(first)), ("n" * 2**20, "filler")], []))
+    assert [each.config for each in saver.list(at("t"))] == [second]
+    assert engine.flush(20) == 0
+    engine.wal.trim()
+    assert not engine.wal.operations("t", time.monotonic() + 5).whole
+    assert [each.config for each in saver.list(at("t"))] == [second]
+    assert saver.get_tuple(first) is None
+
+
+def test_a_flush_counts_dead_letters_while_new_threads_begin(
+    saver: SkialithCheckpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = saver._door.open()
+    made = record(engine.config.namespace, PutWrites("t", "", "1", "task", "", []), 2**20)
+    made = made._replace(position=Position(time.time_ns(), engine._since.seq + 1))
+    raw = _fastpath.encode_record(*made[:1], *made[2:10], None)
+    engine.wal.source("writer").bury(
+        DeadLetter(made.key, "writer", made.namespace, "subject", made.position, 1406, "too long", 1, raw, made)
+    )
+    direct, asked = engine.wal.reader.direct, 0
+
+    async def counted(*args: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        engine.note_thread(f"new {asked}")
+        return await direct(*args)
+
+    for n in range(1000):
+        engine.note_thread(f"thread {n}")
+    assert saver.flush() == 0
+    engine.note_thread("t")
+    monkeypatch.setattr(engine.wal.reader, "direct", counted)
+    assert saver.flush() == 1
+    assert asked < 10

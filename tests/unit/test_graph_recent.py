@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import random
 import secrets
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
 
-from skialith import graphs
+import pytest
+
+from skialith import graph_recent, graphs
 from skialith.graph_past import Filled
-from skialith.graph_recent import advanced
+from skialith.graph_recent import Recent, _Look, _size, advanced
 from skialith.graphs import Delete, Drop
 from skialith.records import Record
 
@@ -87,3 +94,61 @@ def test_what_does_not_tell_is_looked_at_anew() -> None:
     ):
         assert advanced(BEFORE, later(change)) is None
     assert advanced(BEFORE, [at_position(9, Delete("t"))._replace(body=b"\xc1")]) is None
+
+
+# ---- what is kept
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_the_size_of_what_is_kept_is_exact_whatever_threads_do() -> None:
+    """Sizes that are never taken off again would in the end leave no room for anything."""
+    never: Any = None
+    recent = Recent(never, never, 1.0)
+    looks = [_Look(0.0, 1, 1, BEFORE, size) for size in (1, 10, 100)]
+
+    def change(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(2000):
+            place = str(dice.randrange(2)), ""
+            recent.forget(place) if dice.random() < 0.2 else recent._keep(place, dice.choice(looks))
+
+    threads = [threading.Thread(target=change, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert recent._size == sum(look.size for look in recent._looks.values())
+
+
+def test_the_oldest_go_when_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph_recent, "GRAPH_CACHE_BYTES", 1000)
+    never: Any = None
+    recent = Recent(never, never, 1.0)
+    for n in range(6):
+        recent._keep((str(n), ""), _Look(0.0, 1, 1, BEFORE, 250))
+    recent._keep(("large", ""), _Look(0.0, 1, 1, BEFORE, 251))
+    assert [thread for thread, _ in recent._looks] == ["2", "3", "4", "5"]
+
+
+def test_a_small_checkpoint_counts_as_what_it_takes() -> None:
+    count = 200
+    tracemalloc.start()
+    try:
+        kept = []
+        for n in range(count):
+            there = {blob(channel): value(str(channel)) for channel in range(8)}
+            made = graphs.decode(graphs.encode(put(f"thread {n}", checkpoint_id=str(n), blobs=there)))
+            assert isinstance(made, graphs.Put)
+            kept.append(Filled(made._replace(blobs={}), made.blobs, []))
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.5 < sum(map(_size, kept)) / taken < 2.5

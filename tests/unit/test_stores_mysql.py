@@ -15,11 +15,15 @@ import pytest
 
 from skialith import _rows
 from skialith.errors import StoreConnectionLost, StoreDataError, StoreError, StoreMisconfigured, StoreUnavailable
+from skialith.graphs import ns_key, run_key, thread_key
 from skialith.records import Position
 from skialith.stores import migrate, read
+from skialith.stores.base import Scope
+from skialith.stores.graph_read import GraphTables
 from skialith.stores.mysql import MySqlStore
 from skialith.stores.mysql_errors import CONNECTION_ERRORS, DATA_ERRORS, translate
 
+from ..fixtures.graph_model import at_position, put
 from ..fixtures.mariadb import USER, MariaDB
 from ..fixtures.nats import wait_until
 from ..fixtures.stores import NAMESPACE, TABLES, checkpoint, event, letter, noise, step, trace
@@ -238,6 +242,25 @@ def test_a_late_page_reads_no_more_of_the_index_than_an_early_one(store: MySqlSt
             steps = sum(int(row[1]) for row in session.rows(f"SHOW SESSION STATUS WHERE Variable_name IN {names}"))
         assert len(page) == limit
         assert steps < 10 * limit, f"{steps} rows were passed for a page of {limit}"
+
+
+def test_a_late_page_of_checkpoints_reads_no_more_of_the_index_than_an_early_one(store: MySqlStore) -> None:
+    count, limit, thread = 3000, 10, thread_key(NAMESPACE, "t")
+    for start in range(0, count, 500):
+        changes = (put("t", "", f"{n:06d}", run_key=run_key(f"run {n // 10}")) for n in range(start, start + 500))
+        store.write_records([at_position(start + n, change) for n, change in enumerate(changes, 1)])
+    with store.reading() as session:
+        session.run("ANALYZE TABLE graph_checkpoints")
+    scopes: list[Scope] = [("ns_key", ns_key(thread, "")), ("thread_key", thread), ("namespace", NAMESPACE)]
+    pages = [(scope, (f"{n:06d}", b""), ()) for scope in scopes for n in (count - 5, count // 2, 50)]
+    for scope, before, runs in [*pages, (scopes[2], ("999999", b""), (run_key("run 3"),))]:
+        with store.reading() as session:
+            session.run("FLUSH STATUS")
+            page = GraphTables(session, NAMESPACE).cells(scope, before, limit, runs)
+            names = "('Handler_read_next', 'Handler_read_prev', 'Handler_icp_attempts')"
+            steps = sum(int(row[1]) for row in session.rows(f"SHOW SESSION STATUS WHERE Variable_name IN {names}"))
+        assert len(page) == limit
+        assert steps < 10 * limit, f"{steps} rows were passed for a page of {limit} of {scope} before {before}"
 
 
 def test_a_unix_socket(own_server: MariaDB) -> None:

@@ -15,6 +15,7 @@ from skialith.errors import StoreDataError, StoreError, StoreUnavailable
 from skialith.records import Position
 from skialith.stores import pool as pool_module
 from skialith.stores import sqlite as sqlite_module
+from skialith.stores.base import Scope
 from skialith.stores.sqlite import SqliteStore
 
 from ..fixtures.stores import NAMESPACE, event, letter
@@ -178,6 +179,11 @@ def test_pages_and_last_checkpoint_use_the_index(store: SqliteStore) -> None:
     store.latest_checkpoint(NAMESPACE, "agent")
     store.dead_letters(NAMESPACE, since=Position(5, 5))
     store.agents(NAMESPACE)
+    with store.graphs(NAMESPACE) as threads:
+        scopes: list[Scope] = [("ns_key", b"n" * 16), ("thread_key", b"t" * 16), ("namespace", NAMESPACE)]
+        for scope in scopes:
+            threads.cells(scope, ("1", b"c" * 16), 10)
+        threads.contents([b"c" * 16], [b"b" * 16])
     queries = [sql for sql in seen if sql.startswith("SELECT")]
     assert len(queries) >= 8
     with store.reading() as session:
