@@ -245,7 +245,18 @@ def test_a_flush_counts_dead_letters_while_new_threads_begin(
     engine = saver._door.open()
     made = record(engine.config.namespace, PutWrites("t", "", "1", "task", "", []), 2**20)
     made = made._replace(position=Position(time.time_ns(), engine._since.seq + 1))
-    raw = _fastpath.encode_record(*made[:1], *made[2:10], None)
+    raw = _fastpath.encode_record(
+        made.kind,
+        made.agent_id,
+        made.record_id,
+        made.key,
+        made.step_index,
+        made.event_type,
+        made.created_us,
+        made.codec,
+        made.body,
+        None,
+    )
     engine.wal.source("writer").bury(
         DeadLetter(made.key, "writer", made.namespace, "subject", made.position, 1406, "too long", 1, raw, made)
     )
