@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 SKIALITH_CHAOS_ROUNDS ?= 20
+# The tests wait more than they compute, and each process has servers of its own.
+TEST_PROCESSES ?= 2
 
 export PYTHON
 BIN := .venv/bin
@@ -20,7 +22,7 @@ demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, an
 	@$(BIN)/skialith demo
 
 test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
-	@$(PYTEST)
+	@$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
 
 lint: .venv/.ready-dev  ## check style, types, import directions and the compiled modules' stubs
 	@echo "==> ruff"

@@ -9,6 +9,7 @@ import sys
 import time
 from typing import Annotated, TypedDict
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 
 from skialith.langchain import SkialithCheckpointer
@@ -25,7 +26,7 @@ class State(TypedDict, total=False):
 def work(step: str) -> None:
     """Stands for a call of a model that takes its time and costs money."""
     print(f"{step} ...", flush=True)
-    time.sleep(2)
+    time.sleep(1)
 
 
 def plan(state: State) -> State:
@@ -35,7 +36,7 @@ def plan(state: State) -> State:
 
 def research(state: State) -> State:
     work("research")
-    return {"notes": ["a checkpoint is durable before the next step begins"]}
+    return {"notes": [f"note {len(state['notes'])}: a checkpoint is durable before the next step begins"]}
 
 
 def write(state: State) -> State:
@@ -54,7 +55,7 @@ def main() -> None:
     with SkialithCheckpointer() as checkpointer:
         app = graph.compile(checkpointer=checkpointer)
         thread = sys.argv[1] if len(sys.argv) > 1 else "agent-1"
-        config = {"configurable": {"thread_id": thread}}
+        config: RunnableConfig = {"configurable": {"thread_id": thread}}
         state = app.get_state(config)
         if state.values and not state.next:
             print("done before:", state.values["answer"])

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from . import graphs
 from .config import GRAPH_PAGE_CHECKPOINTS
@@ -29,6 +30,8 @@ from .graphs import (
 )
 from .records import NOWHERE, Position, Record
 from .stores.base import Cell, Graphs, Scope
+
+T = TypeVar("T")
 
 
 class ThreadLog(Protocol):
@@ -112,17 +115,19 @@ class Past:
         self._note(logged.live)
         self._settle()
         self._tables: Graphs | None = None
+        self._connection = ExitStack()
         self._down: StoreUnavailable | None = None
 
     @contextmanager
     def look(self) -> Iterator[None]:
         """Ask the database over one connection in this block. One that does not answer is met by the first question."""
         with ExitStack() as stack:
+            self._connection = stack
             try:
                 self._tables = stack.enter_context(self._store().graphs(self._namespace))
-                self._note_dead(self._tables)
+                self._ask(self._note_dead)
             except StoreUnavailable as error:
-                self._down, self._tables = error, None
+                self._down = error
             try:
                 yield
             finally:
@@ -164,14 +169,24 @@ class Past:
         """Whether what the log says needs no database to be believed."""
         return self._whole and not self._dead
 
-    def _ask(self) -> Graphs:
-        """The database's tables. Raises ``StoreUnavailable`` if it does not answer; only within :meth:`look`."""
+    def _ask(self, question: Callable[[Graphs], T]) -> T:
+        """An answer of the database. Raises ``StoreUnavailable`` if it does not answer; only within :meth:`look`."""
         if self._tables is None:
             raise StoreUnavailable(
                 f"{self._what()}: the log alone cannot tell, and the database does not answer ({self._down}); nothing is lost, "
                 "call again when the database is back"
             ) from self._down
-        return self._tables
+        try:
+            return question(self._tables)
+        except Exception as error:
+            # The connection goes with its error, which the store makes its own on the way, or the next look would get it.
+            self._tables = None
+            try:
+                self._connection.__exit__(type(error), error, error.__traceback__)
+            except StoreUnavailable as gone:
+                self._down = gone
+                raise
+            raise
 
     def _what(self) -> str:
         return "threads" if self._thread_id is None else f"thread {self._thread_id!r}"
@@ -184,7 +199,7 @@ class Past:
         key = cell_key(ns, checkpoint_id)
         seen = self._view.cells.get(key)
         try:
-            row = self._ask().cell(key)
+            row = self._ask(lambda tables: tables.cell(key))
         except StoreUnavailable:
             if seen is None or not self.sure:
                 raise
@@ -244,7 +259,7 @@ class Past:
     ) -> Iterator[Cell]:
         """Rows that still stand beside what the log says, the greatest ids first."""
         while True:
-            rows = self._ask().cells(scope, before, page, run_keys)
+            rows = self._ask(partial(_cells, scope, before, page, run_keys))
             for row in rows:
                 if self._stands(row):
                     yield row
@@ -287,11 +302,13 @@ class Past:
         view = self._view
         values = {key: view.blobs[key].value for key in blobs if key in view.blobs}
         found = {key: value for key, value in values.items() if value is not None}
-        pending = [(p.record.position, p.cell, p.writes) for p in view.writes.values() if p.cell in set(cells)]
+        wanted = set(cells)
+        pending = [(p.record.position, p.cell, p.writes) for p in view.writes.values() if p.cell in wanted]
         # What stands in the log of a checkpoint that stands there is all there is.
         unseen = [cell for cell in cells if self._tables is not None or cell not in view.cells]
         if unseen or len(found) < len(blobs):
-            rows, records = self._ask().contents(unseen, sorted(blobs.keys() - found.keys()))
+            missing = sorted(blobs.keys() - found.keys())
+            rows, records = self._ask(lambda tables: tables.contents(unseen, missing))
             for key, (position, value) in rows.items():
                 seen = view.blobs[key].position if key in view.blobs else NOWHERE
                 if position > max(seen, blobs[key]):
@@ -313,6 +330,12 @@ class Past:
         if record.position <= max(ended, self._view.deleted.get(thread, NOWHERE)):
             return None
         return record.position, cell, writes
+
+
+def _cells(
+    scope: Scope, before: tuple[str, bytes] | None, page: int, run_keys: Sequence[bytes], tables: Graphs
+) -> list[Cell]:
+    return tables.cells(scope, before, page, run_keys)
 
 
 def _id_of(cell: graphs.Cell) -> str:

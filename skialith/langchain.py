@@ -33,6 +33,9 @@ from .records import Ack, Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
 
+_LOOKS = 2
+"""How often a checkpoint is looked at whose values went under the look."""
+
 
 class SkialithCheckpointer(BaseCheckpointSaver[str]):
     """A checkpointer for LangGraph: ``graph.compile(checkpointer=SkialithCheckpointer())``.
@@ -103,10 +106,7 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         if place.checkpoint_id is None:
             found = engine.latest_checkpoint(place.thread_id, ns)
         else:
-            past = engine.thread(place.thread_id)
-            with past.look():
-                put = past.one(ns, place.checkpoint_id)
-                found = None if put is None else past.fill([put])[0]
+            found = _one(engine, place.thread_id, ns, place.checkpoint_id)
         if found is None:
             return None
         if found.whole:
@@ -134,8 +134,8 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         self, config: RunnableConfig | None, wanted: dict[str, Any], before: RunnableConfig | None, limit: int | None
     ) -> Iterator[Sequence[CheckpointTuple]]:
         place = place_of(config) if config else None
-        past = self._door.open().thread(None if place is None else place.thread_id)
-        codec = self._codec
+        engine, codec = self._door.open(), self._codec
+        past = engine.thread(None if place is None else place.thread_id)
         puts = past.all(
             None if place is None else place.checkpoint_ns,
             checkpoint_id_of(before) if before else None,
@@ -150,7 +150,10 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
                 page = past.fill([*islice(puts, GRAPH_PAGE_CHECKPOINTS)])
             if not page:
                 return
-            yield [codec.checkpoint_tuple(found) for found in page]
+            # What lost its values since the look began is looked at again.
+            still = (found if found.whole else _one(engine, *found.put[:3]) for found in page)
+            if tuples := [codec.checkpoint_tuple(found) for found in still if found is not None]:
+                yield tuples
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -383,6 +386,21 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
 def _after(known: KnownValues, put: Put, ack: Ack) -> RunnableConfig:
     known.add(put, ack.seq)
     return config_of(put.thread_id, put.checkpoint_ns, put.checkpoint_id)
+
+
+def _one(engine: Runtime, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Filled | None:
+    """A checkpoint, or None. One whose values went is looked at again: it is gone too, or lacks them for good."""
+    found: Filled | None = None
+    for _ in range(_LOOKS):
+        past = engine.thread(thread_id)
+        with past.look():
+            put = past.one(checkpoint_ns, checkpoint_id)
+            if put is None:
+                return None
+            (found,) = past.fill([put])
+        if found.whole:
+            break
+    return found
 
 
 def _matches(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

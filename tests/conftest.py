@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import faulthandler
+import os
 import random
 import signal
+from typing import Any
 
 import hypothesis
 import pytest
 
+from .fixtures import chaos_summary
 from .fixtures.agents import database_url, open_agent, settings
 from .fixtures.celery_plugin import broker, redis_server, start_worker
 from .fixtures.graphs import open_saver, saver, unstored
@@ -50,6 +53,22 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption(SEED_OPTION) is None:
         config.option.hypothesis_seed = str(random.SystemRandom().randrange(1 << 32))
+    os.environ.setdefault("SKIALITH_RUN_SEED", str(random.SystemRandom().randrange(1 << 32)))
+    chaos_summary.start(config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    chaos_summary.hand_over(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """pytest-xdist: a process that ran tests has ended."""
+    chaos_summary.take(node.config, getattr(node, "workeroutput", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    chaos_summary.show(terminalreporter, config)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -5,46 +5,19 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.fixtures.chaos_summary import SUMMARY, Line
 from tests.fixtures.nats_proxy import NatsProxy
 
 from .checker import Verdict
 from .evidence import ROUNDS
 from .world import World
 
-SUMMARY = pytest.StashKey[dict[str, "Line"]]()
-
-
-@dataclass
-class Line:
-    """What one scenario adds up to, over all its tests."""
-
-    runs: int = 0
-    acknowledged: int = 0
-    stored: int = 0
-    dead_letters: int = 0
-    duplicates: int = 0
-    lost: int = 0
-
-    def add(self, runs: int, verdict: Verdict) -> None:
-        self.runs += runs
-        self.acknowledged += verdict.acknowledged
-        self.stored += verdict.stored
-        self.dead_letters += verdict.dead_letters
-        self.duplicates += verdict.duplicates
-        self.lost += verdict.lost
-
-
 Report = Callable[[str, int, Verdict], None]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SUMMARY] = {}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,20 +74,3 @@ def world(request: pytest.FixtureRequest) -> World:
     each = request.getfixturevalue(request.param)
     assert isinstance(each, World)
     return each
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    summary = config.stash[SUMMARY]
-    if not summary:
-        return
-    terminalreporter.section("chaos")
-    head = f"{'scenario':<56}{'runs':>6}{'acknowledged':>14}{'stored':>9}{'dead':>6}{'doubled':>9}{'lost':>6}"
-    terminalreporter.write_line(head)
-    for scenario, line in sorted(summary.items(), key=_place):
-        counts = f"{line.runs:>6}{line.acknowledged:>14}{line.stored:>9}{line.dead_letters:>6}{line.duplicates:>9}{line.lost:>6}"
-        terminalreporter.write_line(f"{scenario:<56}{counts}")
-
-
-def _place(line: tuple[str, Line]) -> tuple[int, str]:
-    number = line[0].partition(" ")[0]
-    return (int(number) if number.isdigit() else 100, line[0])

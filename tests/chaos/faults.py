@@ -328,7 +328,7 @@ def _apply_without_position() -> None:
     original = stores_graphs.apply
 
     def apply(session: Any, records: Sequence[Record]) -> None:
-        original(_Blind(session), records)  # type: ignore[arg-type]
+        original(_Blind(session), records)
 
     _replace(stores_graphs, "apply", apply)
 

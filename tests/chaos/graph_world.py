@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import threading
@@ -20,7 +21,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from skialith import graphs, payloads
 from skialith.errors import ChannelValueMissing
 from skialith.graph_past import Filled
-from skialith.graphs import Delete, Drop, Operation, Put, blob_id, split_refs
+from skialith.graphs import Delete, Drop, Operation, Put, split_refs
 from skialith.langchain import SkialithCheckpointer
 from skialith.langchain_codec import Codec
 from skialith.records import Kind, Position, Record, decode_record
@@ -49,7 +50,11 @@ async def _api(url: str, subject: str, query: dict[str, Any]) -> dict[str, Any]:
 
 def mirror(url: str, namespace: str) -> None:
     """From now on the server keeps a copy of every message of the namespace's log."""
-    settings = {"name": f"MIRROR_{namespace}", "mirror": {"name": f"SKIALITH_{namespace}"}, "storage": "file"}
+    settings: dict[str, Any] = {
+        "name": f"MIRROR_{namespace}",
+        "mirror": {"name": f"SKIALITH_{namespace}"},
+        "storage": "file",
+    }
     settings |= {"retention": "limits", "allow_msg_ttl": True, "allow_direct": True}
     made = asyncio.run(_api(url, f"STREAM.CREATE.MIRROR_{namespace}", settings))
     assert "error" not in made, made
@@ -161,10 +166,8 @@ class Driver:
         elif kind == "runs":
             self.saver.delete_for_runs([dice.choice(RUNS)])
         elif kind == "copy":
-            try:
+            with contextlib.suppress(ChannelValueMissing):  # pruned while it was copied
                 self.saver.copy_thread(thread, "copied")
-            except ChannelValueMissing:
-                pass  # pruned while it was copied
 
     def _put(self, thread: str, ns: str, n: int) -> None:
         parent, versions, values = self._heads.get((thread, ns), (at(thread, ns), {}, {}))
@@ -265,7 +268,9 @@ class Contradictions:
             if greatest and (not names or next(iter(names))[1] < greatest):
                 yield f"{seen.thread} {seen.ns!r} [{seen.first}..{seen.last}]: {greatest} stood and {list(names)} was given"
         else:
-            yield from (f"{seen.thread} [{seen.first}..{seen.last}]: {name} is missing" for name in always - names.keys())
+            yield from (
+                f"{seen.thread} [{seen.first}..{seen.last}]: {name} is missing" for name in always - names.keys()
+            )
             ids = [_id(each) for each in seen.found]
             if ids != sorted(ids, reverse=True):
                 yield f"{seen.thread}: the list is not in order"
@@ -303,7 +308,7 @@ def _compare(found: CheckpointTuple, told: list[CheckpointTuple], throughout: bo
         yield f"its contents are {found.checkpoint!r:.300}"
     mine = set(map(_text, found.pending_writes or []))
     possible = [set(map(_text, each.pending_writes or [])) for each in told]
-    if extra := mine - set.union(*possible):
+    if extra := mine - set[str]().union(*possible):
         yield f"writes that had ended: {extra}"
     if throughout and (lacking := set.intersection(*possible) - mine):
         yield f"writes are missing: {lacking}"

@@ -1,4 +1,4 @@
-"""Threads of graphs, driven by several users and stored by writers that are killed and frozen: nothing comes back from the dead."""
+"""Threads of graphs, driven by several users, stored by writers that are killed and frozen: nothing comes back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from skialith.graphs import Put
 from skialith.langchain import SkialithCheckpointer
 
 from ..fixtures.graph_model import tables
@@ -46,10 +47,12 @@ def check(world: World, drivers: list[Driver]) -> list[str]:
     checker = Contradictions(history)
     looks = [seen for driver in [*drivers, last] for seen in driver.seen]
     problems += [text for seen in looks for text in checker.of(seen)]
-    logged = {change[2] for _, change in operations if len(change) == 9}
+    logged = {change.checkpoint_id for _, change in operations if isinstance(change, Put)}
     acknowledged = [each for driver in drivers for each in driver.put_ids]
     problems += [f"LOST: checkpoint {each}" for each in acknowledged if each not in logged]
-    print(f"{len(operations)} operations, {len(acknowledged)} puts, {len(looks)} looks, {len(model.cells)} checkpoints left")
+    print(
+        f"{len(operations)} operations, {len(acknowledged)} puts, {len(looks)} looks, {len(model.cells)} checkpoints left"
+    )
     return [text for text in problems if text]
 
 
@@ -94,9 +97,10 @@ def test_writers_are_killed_and_frozen(world: World) -> None:
 
 
 @pytest.mark.parametrize("broken", ["", "apply without position"])
-def test_a_late_writer(world: World, broken: str) -> None:
+def test_a_late_writer(sqlite_world: World, broken: str) -> None:
     """A writer that was frozen with puts in its hands stores them when they have been deleted; one that does not compare
     positions is caught."""
+    world = sqlite_world
     with savers(world, 1) as (saver,):
         mirror(world.nats_url, world.namespace)
         world.hurry()

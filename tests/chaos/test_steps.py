@@ -64,7 +64,7 @@ def test_killed_at_random_and_begun_again(world: World, report: Report) -> None:
             world.children[-1].kill()
         child.kill()
     verdict = finish(world, steps)
-    report(f"15 steps killed at random, {world.database}", kills, verdict)
+    report(f"18 steps killed at random, {world.database}", kills, verdict)
     assert not verdict.problems, str(verdict)
 
 
@@ -79,7 +79,7 @@ def test_killed_at_every_named_point_of_a_step(world: World, report: Report) -> 
         )
         assert child.wait() in (-signal.SIGKILL, 0), child.tail()
     verdict = finish(world, steps)
-    report(f"16 steps killed at every named point, {world.database}", len(points), verdict)
+    report(f"19 steps killed at every named point, {world.database}", len(points), verdict)
     assert not verdict.problems, str(verdict)
 
 

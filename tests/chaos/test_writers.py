@@ -38,6 +38,8 @@ def test_two_writers_and_one_is_killed(world: World, report: Report) -> None:
         if world.dice.random() < 0.7:
             writers[-1].wait_ready()
     agents.wait_writes(20)
+    for writer in writers:
+        writer.wait_ready()  # SIGTERM ends a process that has not begun to listen for it
     for child in (agents, *writers):
         assert child.stop() == 0, child.tail()
     world.settle()

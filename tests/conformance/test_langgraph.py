@@ -61,7 +61,7 @@ def check(report: CapabilityReport) -> None:
 @pytest.fixture
 def suite(store_url: str, nats_url: str, tmp_path: Path) -> Iterator[dict[str, Any]]:
     """Settings for one run of the suite, whose runtime stays open from one checkpointer to the next."""
-    settings = {
+    settings: dict[str, Any] = {
         "nats_url": nats_url,
         "database_url": store_url,
         "namespace": new_namespace(),
@@ -83,7 +83,7 @@ def test_everything_passes_from_the_database_alone(suite: dict[str, Any], store_
 
 
 def test_everything_passes_from_the_log_alone(nats_url: str, tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "nats_url": nats_url,
         "database_url": f"sqlite:///{tmp_path / 'none.db'}",
         "namespace": new_namespace(),

@@ -107,7 +107,7 @@ def test_writers_at_once_end_at_the_same_tables(store: Store, sql: Run, seed: in
     check(sql, modelled(records, changes))
 
 
-LATE = {
+LATE: dict[str, list[Operation]] = {
     "a put behind its deletion": [put(blobs={blob(1): value("x")}), Drop("t", [("", "1")], [("", blob(1))])],
     "a put behind its thread's deletion": [put(blobs={blob(1): value("x")}), Delete("t")],
     "a put behind a newer one": [put(blobs={blob(1): value("x")}), put(blobs={blob(1): value("y")})],
@@ -313,9 +313,9 @@ def test_what_is_settled_without_its_body(store: Store, name: str) -> None:
     store.write_records([event(1), *(records[n] for n in stored)])
     if name == "itself":
         store.write_records([records[2]])
-    lost = {"body": None, "manifest": Manifest(9, 1, b"d" * 16)}
-    assert store.graph_settled(records[1]._replace(**lost)) is put_settled
-    assert store.graph_settled(records[2]._replace(**lost)) is writes_settled
+    lost = Manifest(9, 1, b"d" * 16)
+    assert store.graph_settled(records[1]._replace(body=None, manifest=lost)) is put_settled
+    assert store.graph_settled(records[2]._replace(body=None, manifest=lost)) is writes_settled
 
 
 @pytest.mark.parametrize(

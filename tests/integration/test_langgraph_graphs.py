@@ -1,4 +1,4 @@
-"""Real graphs over the checkpointer, blocking and awaited: interrupts, time travel, subgraphs, failing branches, streams, deltas."""
+"""Real graphs, blocking and awaited: interrupts, time travel, subgraphs, failing branches, streams, deltas."""
 
 from __future__ import annotations
 
@@ -52,26 +52,31 @@ def blocking(method: str) -> Invoke:
     return call
 
 
-@pytest.fixture(params=[blocking, awaited], ids=["blocking", "awaited"])
-def do(request: pytest.FixtureRequest) -> Callable[[str], Invoke]:
-    """``do("invoke")(graph, ...)``, blocking and awaited in turn."""
-    made: Callable[[str], Invoke] = request.param
-    return made
+@pytest.fixture
+def do(place: str) -> Callable[[str], Invoke]:
+    """``do("invoke")(graph, ...)``, awaited where it is read from the log alone."""
+    return awaited if place == "log" else blocking
 
 
-@pytest.fixture(params=["stored", "unstored", "from the database"])
-def checkpointer(request: pytest.FixtureRequest, open_saver: OpenSaver) -> SkialithCheckpointer:
-    """Read from log and database, from the log alone, from the database alone."""
-    if request.param == "from the database":
+@pytest.fixture(params=["log", "database", "both"])
+def place(request: pytest.FixtureRequest) -> str:
+    """Where everything is read from."""
+    return str(request.param)
+
+
+@pytest.fixture
+def checkpointer(place: str, open_saver: OpenSaver) -> SkialithCheckpointer:
+    """Its records stay in the log, are read when they have left it, or are on their way."""
+    if place == "database":
         return open_saver(FromDatabase)
-    return open_saver(writer="on" if request.param == "stored" else "off")
+    return open_saver(writer="off" if place == "log" else "on")
 
 
 def steps(*names: str, ask: str = "") -> StateGraph[State]:
     """A chain of nodes that write their names; the node ``ask`` asks a person."""
     graph = StateGraph(State)
 
-    def node(name: str) -> Callable[[State], State]:
+    def node(name: str) -> Any:
         def work(state: State) -> State:
             if name == ask:
                 return {"log": [name], "answer": interrupt({"question": name})}
@@ -122,7 +127,9 @@ def test_time_travel_and_a_fork(checkpointer: SkialithCheckpointer, do: Callable
     assert [state.values["log"] for state in steps_found] == [["in", "a", "changed"]]
 
 
-def test_subgraphs_have_namespaces_of_their_own(checkpointer: SkialithCheckpointer, do: Callable[[str], Invoke]) -> None:
+def test_subgraphs_have_namespaces_of_their_own(
+    checkpointer: SkialithCheckpointer, do: Callable[[str], Invoke]
+) -> None:
     inner = steps("deep", "asked", "deeper", ask="asked").compile(checkpointer=True)
     middle = StateGraph(State).add_node("inner", inner).add_edge(START, "inner").add_edge("inner", END)
     outer = StateGraph(State).add_node("middle", middle.compile(checkpointer=True))
@@ -152,13 +159,12 @@ def test_the_siblings_of_a_failed_branch_do_not_run_again(
     config = at("branches")
     graph = StateGraph(Branches)
 
-    def branch(name: str) -> Callable[[Branches], Branches]:
+    def branch(name: str) -> Any:
         def work(state: Branches) -> Branches:
             runs.append(name)
-            if name == "fails":
-                if broken[0]:
-                    wait_until(lambda: written() == 2, 20, "what its siblings wrote is there")
-                    raise RuntimeError("this branch fails")
+            if name == "fails" and broken[0]:
+                wait_until(lambda: written() == 2, 20, "what its siblings wrote is there")
+                raise RuntimeError("this branch fails")
             return {"total": 1}
 
         return work

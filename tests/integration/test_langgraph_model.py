@@ -138,7 +138,8 @@ class World:
             )
 
     def list(self) -> None:
-        config = self.dice.choice([None, {}]) if self.dice.random() < 0.2 else self.some_config()
+        nothing: list[RunnableConfig | None] = [None, {}]
+        config = self.dice.choice(nothing) if self.dice.random() < 0.2 else self.some_config()
         options: dict[str, Any] = {}
         if self.dice.random() < 0.4:
             options["filter"] = self.dice.choice(

@@ -19,6 +19,7 @@ from skialith.config import GRAPH_KEEP_SECONDS
 from skialith.errors import StoreUnavailable
 from skialith.langchain import SkialithCheckpointer
 from skialith.records import DeadLetter
+from skialith.stores.graph_read import GraphTables
 from tests.fixtures.graphs import OpenSaver, at, checkpoint, id_of, metadata, put, settle
 from tests.fixtures.mariadb import MariaDB
 from tests.fixtures.nats import NatsServer, wait_until
@@ -151,6 +152,30 @@ def test_while_the_database_is_away_the_log_alone_tells_the_latest_checkpoint(
         server.start()
         wait_until(lambda: engine.wal.stands_alone_from == 0, 30, "the writer goes on")
         assert saver.flush(20) == 0
+
+
+def test_a_database_that_goes_in_the_midst_of_a_look_is_away_for_it(
+    tmp_path: Path, open_saver: OpenSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its broken connection is nobody's any more."""
+    with MariaDB(tmp_path / "mariadb") as server:
+        saver = open_saver(database_url=server.url("goes"), writer="off")
+        engine = saver._door.open()
+        engine.store.migrate()
+        engine.store.bind_wal(engine.config.namespace, engine.wal.stream.wal_id)
+        config = put(saver, at("t"), {"a": 1})
+        cells = GraphTables.cells
+
+        def killed(self: GraphTables, *arguments: Any) -> Any:
+            for (number,) in server.run("SELECT id FROM information_schema.processlist WHERE db = 'goes'"):
+                server.run(f"KILL {number}")
+            return cells(self, *arguments)
+
+        monkeypatch.setattr(GraphTables, "cells", killed)
+        found = saver.get_tuple(at("t"))
+        assert found is not None and found.config == config
+        monkeypatch.setattr(GraphTables, "cells", cells)
+        assert [each.config for each in saver.list(at("t"))] == [config]
 
 
 def test_another_connection_is_another_log(

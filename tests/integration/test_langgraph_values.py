@@ -22,15 +22,26 @@ from tests.fixtures.stores import noise, outside
 
 from .test_processes import finish, run
 
-@pytest.fixture(params=["sqlite", "mysql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Both databases in turn."""
-    if request.param == "mysql":
-        return str(request.getfixturevalue("mariadb_url"))
-    return f"sqlite:///{tmp_path / 'skialith.db'}"
-
-
-TEXTS = ["", " ", "  ", "a b", ".", "a.b", "*", ">", "a.>", "\0", "a\0b", "\x7f\x0b\x0c\r\n", "🦜" * 300, "x" * 10_000, "%s?'\\", "a~b", "A", "a"]
+TEXTS = [
+    "",
+    " ",
+    "  ",
+    "a b",
+    ".",
+    "a.b",
+    "*",
+    ">",
+    "a.>",
+    "\0",
+    "a\0b",
+    "\x7f\x0b\x0c\r\n",
+    "🦜" * 300,
+    "x" * 10_000,
+    "%s?'\\",
+    "a~b",
+    "A",
+    "a",
+]
 
 
 def values_of(saver: SkialithCheckpointer, config: Any) -> dict[str, Any]:
@@ -40,7 +51,9 @@ def values_of(saver: SkialithCheckpointer, config: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["log", "database"])
-def test_ids_and_namespaces_of_any_text(saver: SkialithCheckpointer, unstored: SkialithCheckpointer, stored: bool) -> None:
+def test_ids_and_namespaces_of_any_text(
+    saver: SkialithCheckpointer, unstored: SkialithCheckpointer, stored: bool
+) -> None:
     used = saver if stored else unstored
     made = {}
     for thread, ns in [*((text, "") for text in TEXTS), *(("thread", text) for text in TEXTS[1:])]:
@@ -71,7 +84,11 @@ def test_what_is_no_unicode_text_is_refused_and_nothing_is_sent(unstored: Skiali
             put(unstored, config, {"a": 1})
         with pytest.raises(InvalidArgument, match="lone surrogate"):
             unstored.get_tuple(config)
-    for call in (unstored.delete_thread, lambda thread: unstored.prune([thread]), lambda thread: unstored.copy_thread("t", thread)):
+    for call in (
+        unstored.delete_thread,
+        lambda thread: unstored.prune([thread]),
+        lambda thread: unstored.copy_thread("t", thread),
+    ):
         with pytest.raises(InvalidArgument, match="lone surrogate"):
             call("\ud800")
     with pytest.raises(InvalidArgument, match="strategy"):
@@ -136,6 +153,7 @@ def test_a_value_that_did_not_change_is_not_written_again(
 def wait_empty(saver: SkialithCheckpointer) -> None:
     """All is stored, what others put too, and nothing is in the log."""
     wal = saver._door.open().wal
+    wal.stream.keep_graphs_seconds = 0.0
 
     def empty() -> bool:
         wal.trim()
@@ -145,6 +163,14 @@ def wait_empty(saver: SkialithCheckpointer) -> None:
 
 
 # ---- encryption
+
+
+@pytest.fixture(params=["sqlite", "mysql"])
+def each_settings(request: pytest.FixtureRequest, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings on both databases in turn."""
+    if request.param == "mysql":
+        return {**settings, "database_url": request.getfixturevalue("mariadb_url")}
+    return settings
 
 
 SECRET = "plaintext-0f4c1d"
@@ -157,7 +183,14 @@ def everything(nats_server: NatsServer, database_url: str, tmp_path: Path) -> di
     for path in tmp_path.glob("skialith.db*"):
         found[str(path)] = path.read_bytes()
     with outside(database_url) as sql:
-        for table in ("graph_checkpoints", "graph_blobs", "graph_writes", "graph_threads", "payload_parts", "dead_letters"):
+        for table in (
+            "graph_checkpoints",
+            "graph_blobs",
+            "graph_writes",
+            "graph_threads",
+            "payload_parts",
+            "dead_letters",
+        ):
             rows = sql(f"SELECT * FROM {table}")
             found[table] = b"|".join(
                 bytes(cell) if isinstance(cell, (bytes, bytearray)) else str(cell).encode()
@@ -169,12 +202,20 @@ def everything(nats_server: NatsServer, database_url: str, tmp_path: Path) -> di
 
 @pytest.mark.parametrize("encrypted", [True, False], ids=["encrypted", "plain"])
 def test_encryption_covers_every_value(
-    nats_server: NatsServer, settings: dict[str, Any], open_saver: OpenSaver, tmp_path: Path, encrypted: bool
+    nats_server: NatsServer, each_settings: dict[str, Any], tmp_path: Path, encrypted: bool
 ) -> None:
     serde = EncryptedSerializer.from_pycryptodome_aes(key=b"k" * 32) if encrypted else JsonPlusSerializer()
     for writer in ("on", "off"):
-        with SkialithCheckpointer(serde=serde, **{**settings, "nats_url": nats_server.url, "writer": writer}) as saver:
-            secret = {"text": SECRET, "number": NUMBER, "list": [SECRET, {"deep": SECRET}], "none": None, "bytes": SECRET.encode()}
+        with SkialithCheckpointer(
+            serde=serde, **{**each_settings, "nats_url": nats_server.url, "writer": writer}
+        ) as saver:
+            secret = {
+                "text": SECRET,
+                "number": NUMBER,
+                "list": [SECRET, {"deep": SECRET}],
+                "none": None,
+                "bytes": SECRET.encode(),
+            }
             made = put(saver, at(f"thread {writer}"), secret, note=SECRET, run_id=SECRET)
             saver.put_writes(made, [("text", SECRET), ("number", NUMBER), ("__interrupt__", SECRET)], "task")
             put(saver, made, {"free": SECRET, "number": NUMBER}, versions={"number": 1}, new={})
@@ -185,7 +226,7 @@ def test_encryption_covers_every_value(
             assert found is not None and found.metadata["note"] == SECRET  # type: ignore[typeddict-item]
             assert {value for _, _, value in found.pending_writes or []} == {SECRET, NUMBER}
             assert [*saver.list(None, filter={"note": SECRET})]
-            bytes_kept = everything(nats_server, settings["database_url"], tmp_path)
+            bytes_kept = everything(nats_server, each_settings["database_url"], tmp_path)
             needles = [SECRET.encode(), NUMBER.to_bytes(8, "big"), NUMBER.to_bytes(8, "little"), str(NUMBER).encode()]
             places = [where for where, data in bytes_kept.items() for needle in needles if needle in data]
             assert (places == []) == encrypted, places

@@ -75,6 +75,11 @@ def test_the_seeds_lines_run_without_async(tmp_path: Path) -> None:
     assert [run(tmp_path, "-c", code) for _ in range(2)] == [["0 {}"], ["0 {'messages': ['hi']}"]]
 
 
+def test_the_langgraph_example_runs_twice(tmp_path: Path) -> None:
+    outputs = [run(tmp_path, "-c", example("langgraph")) for _ in range(2)]
+    assert outputs == [["['a draft', 'yes']"], ["['a draft', 'yes', 'a draft', 'yes']"]]
+
+
 def test_the_asyncio_example_runs_twice(tmp_path: Path) -> None:
     outputs = [run(tmp_path, "-c", example("asyncio")) for _ in range(2)]
     assert outputs == [[f"tool-{n} {n}" for n in range(10)]] * 2

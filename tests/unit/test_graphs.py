@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from skialith import graphs
-from skialith.config import COMPRESS_ABOVE_BYTES, MAX_ID_CHARACTERS
+from skialith.config import GRAPH_COMPRESS_ABOVE_BYTES, MAX_ID_CHARACTERS
 from skialith.errors import InvalidArgument, RecordTooLarge
 from skialith.graphs import Changes, Delete, Drop, Operation, Put, PutWrites, Typed, Write
 from skialith.records import Codec, Kind, Record
@@ -75,7 +75,7 @@ def test_a_torn_operation_is_a_value_error(cut: int) -> None:
 
 
 def test_an_operation_of_a_newer_version_says_so() -> None:
-    with pytest.raises(ValueError, match="operation 9 .* newer Skialith"):
+    with pytest.raises(ValueError, match=r"operation 9 .* newer Skialith"):
         graphs.decode(ormsgpack.packb([9, "t"]))
 
 
@@ -108,9 +108,8 @@ def test_changes_commute_and_repeat(seed: int, count: int, order: random.Random)
 
 
 def test_a_checkpoint_that_returned_has_none_of_its_old_writes() -> None:
-    records = [
-        at_position(n, change) for n, change in enumerate([writes(), Drop("t", [("", "1")], []), put(), writes()], 1)
-    ]
+    made: list[Operation] = [writes(), Drop("t", [("", "1")], []), put(), writes()]
+    records = [at_position(n, change) for n, change in enumerate(made, 1)]
     for order in (records, records[::-1]):
         changes = Changes(NAMESPACE)
         for record in order:
@@ -150,18 +149,18 @@ def test_a_record_names_its_thread_and_checkpoint() -> None:
 
 
 def test_a_record_over_the_limit_is_refused() -> None:
-    with pytest.raises(RecordTooLarge, match="thread 't': Put has .*max_record_bytes") as caught:
+    with pytest.raises(RecordTooLarge, match=r"thread 't': Put has .*max_record_bytes") as caught:
         graphs.record(NAMESPACE, put(blobs={blob(1): Typed("bytes", 0, bytes(2000))}), 2000)
     assert caught.value.limit == 2000 < caught.value.size < 2300
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x" * COMPRESS_ABOVE_BYTES, b"x" * (COMPRESS_ABOVE_BYTES + 1), noise(300_000, 1)]
+    "data", [b"", b"x" * GRAPH_COMPRESS_ABOVE_BYTES, b"x" * (GRAPH_COMPRESS_ABOVE_BYTES + 1), noise(600_000, 1)]
 )
 def test_a_value_is_compressed_when_that_helps(data: bytes) -> None:
     value = graphs.typed("msgpack", data)
     assert graphs.plain(value) == ("msgpack", data)
-    helps = len(data) > COMPRESS_ABOVE_BYTES and data[:1] == b"x"
+    helps = len(data) > GRAPH_COMPRESS_ABOVE_BYTES and data[:1] == b"x"
     assert value.codec == (Codec.ZSTD_MSGPACK if helps else Codec.MSGPACK)
     assert (len(value.data) < len(data)) == helps
 
