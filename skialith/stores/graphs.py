@@ -58,7 +58,6 @@ WRITES_COLUMNS = (
 
 _KEYS = {"graph_checkpoints": "cell_key", "graph_blobs": "blob_key", "graph_writes": "record_key"}
 _KEYS_PER_QUERY = 500
-_REMOVED_AT_ONCE = 10_000
 _EARLIER = "(store_time_ns < ? OR (store_time_ns = ? AND seq < ?))"
 
 
@@ -97,7 +96,7 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
         update = "UPDATE graph_threads SET store_time_ns = ?, seq = ? WHERE thread_key = ?"
         session.run(update, (*position, key))
         for table, column in _KEYS.items():
-            _remove_thread(session, table, column, (key, *_before(position)))
+            _remove_thread(session, table, column, key, position)
     return deleted
 
 
@@ -187,12 +186,13 @@ def _insert(session: Session, table: str, columns: Sequence[str], made: Iterable
                 session.insert("payload_parts", rows.PART_COLUMNS, [part])
 
 
-def _remove_thread(session: Session, table: str, column: str, args: Sequence[Any]) -> None:
+def _remove_thread(session: Session, table: str, column: str, thread: bytes, before: Position) -> None:
     """In short statements: one for all of a long thread might outlast the driver's patience at every try."""
+    # The index alone answers this, and rows that leave in the order of their keys leave together.
     index = session.by.format(table, "thread")
-    query = f"SELECT {column} FROM {table}{index} WHERE thread_key = ? AND {_EARLIER} LIMIT {_REMOVED_AT_ONCE}"
-    while found := session.rows(query, args):
-        _remove_by_key(session, table, column, [bytes(row[0]) for row in found])
+    found = session.rows(f"SELECT {column} FROM {table}{index} WHERE thread_key = ?", (thread,))
+    for some, marks in _some(sorted(bytes(row[0]) for row in found)):
+        _remove(session, table, f"{column} IN ({marks}) AND {_EARLIER}", (*some, *_before(before)))
 
 
 def _remove_by_key(session: Session, table: str, column: str, keys: Sequence[bytes]) -> None:
