@@ -191,6 +191,9 @@ HISTORY_PAGE_BYTES = 8 * 1024 * 1024
 """Bytes of one page of ``history()`` from the database; one record at least."""
 GRAPH_PAGE_CHECKPOINTS = 50
 """Checkpoints of a graph that are read at once from the database."""
+GRAPH_FIRST_PAGE_CHECKPOINTS = 10
+GRAPH_PAGE_BYTES = 16 * 1024 * 1024
+"""``list`` fills so many checkpoints at once at first, then as many as stay within this, but one at least."""
 GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
 """Channel values over this are compressed with zstd when that makes them smaller; below, that takes longer than sending."""
 GRAPH_KEEP_SECONDS = 2.0

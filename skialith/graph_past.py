@@ -34,6 +34,10 @@ from .stores.base import Cell, Graphs, Scope
 T = TypeVar("T")
 
 
+_OBJECTS_BYTES = 350
+"""Memory of the objects around one value."""
+
+
 class ThreadLog(Protocol):
     """What is read of the log."""
 
@@ -87,6 +91,14 @@ class Filled:
     def whole(self) -> bool:
         """Whether all of its values are there."""
         return len(self.values) == len(self.put.refs) // graphs.KEY_BYTES
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory, about: of small values the objects around them take the most."""
+        texts = [self.put.head.data, self.put.metadata.data, self.put.refs]
+        texts += [value.data for value in self.values.values()]
+        texts += [write.value.data for call in self.writes for write in call.writes]
+        return _OBJECTS_BYTES * len(texts) + sum(map(len, texts))
 
 
 class Past:
@@ -253,6 +265,16 @@ class Past:
             if key != last and (checkpoint_ns is None or put.checkpoint_ns == checkpoint_ns):
                 yield put
             last = key
+
+    def ancestors(self, put: Put) -> Iterator[Put]:
+        """The checkpoints from which ``put`` came, the nearest first; an ancestor's id is smaller than its child's."""
+        wanted = put.parent_id
+        for each in self.all(put.checkpoint_ns, put.checkpoint_id):
+            if each.checkpoint_id == wanted:
+                yield each
+                wanted = each.parent_id
+            if wanted is None:
+                return
 
     def _rows(
         self, scope: Scope, before: tuple[str, bytes] | None, page: int, run_keys: Sequence[bytes] = ()

@@ -17,8 +17,6 @@ from .graph_past import Filled, Past
 from .graphs import Put, PutWrites, operation, thread_name
 from .records import Record
 
-_OBJECTS_BYTES = 350
-"""Memory of the objects around one value."""
 _LOOKS = 3
 """How often a checkpoint is looked at again whose values were deleted under the look."""
 
@@ -85,7 +83,7 @@ class Recent:
         found = None if records is None else advanced(known.found, records)
         if not records or found is None:
             return None
-        return _Look(known.asked, began, known.epoch, records[-1].position.seq, found, _size(found))
+        return _Look(known.asked, began, known.epoch, records[-1].position.seq, found, found.size)
 
     def _anew(self, place: tuple[str, str]) -> Filled | None:
         found: Filled | None = None
@@ -99,7 +97,7 @@ class Recent:
                 (found,) = past.fill([put])
             if found.whole:
                 if past.sure:
-                    self._keep(place, _Look(began, began, past.epoch, past.last_seq, found, _size(found)))
+                    self._keep(place, _Look(began, began, past.epoch, past.last_seq, found, found.size))
                 break
         return found
 
@@ -125,14 +123,6 @@ class Recent:
         gone = self._looks.pop(place, None)
         if gone is not None:
             self._size -= gone.size
-
-
-def _size(found: Filled) -> int:
-    """Bytes of memory, about: of small values the objects around them take the most."""
-    texts = [found.put.head.data, found.put.metadata.data, found.put.refs]
-    texts += [value.data for value in found.values.values()]
-    texts += [write.value.data for call in found.writes for write in call.writes]
-    return _OBJECTS_BYTES * len(texts) + sum(map(len, texts))
 
 
 def advanced(found: Filled, records: Iterable[Record]) -> Filled | None:

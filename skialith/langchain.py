@@ -23,12 +23,18 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from . import graphs
 from .awaiting import append, in_thread
-from .config import GRAPH_DROPS_PER_RECORD, GRAPH_PAGE_CHECKPOINTS, load
+from .config import (
+    GRAPH_DROPS_PER_RECORD,
+    GRAPH_FIRST_PAGE_CHECKPOINTS,
+    GRAPH_PAGE_BYTES,
+    GRAPH_PAGE_CHECKPOINTS,
+    load,
+)
 from .door import Door
 from .errors import InvalidArgument
 from .graph_past import Filled, Past
 from .graphs import Delete, Drop, Operation, Put, blob_id, split_refs
-from .langchain_codec import Codec, Known, KnownValues, checkpoint_id_of, config_of, place_of, thread_id_of
+from .langchain_codec import Codec, Known, KnownValues, checkpoint_id_of, config_of, missing, place_of, thread_id_of
 from .records import Ack, Record, unique_key
 from .runtime import Runtime
 from .wal.lane import lane_name
@@ -145,11 +151,15 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         if wanted:
             puts = (put for put in puts if _matches(codec.metadata(put), wanted))
         puts = islice(puts, None if limit is None else max(0, limit))
+        count = GRAPH_FIRST_PAGE_CHECKPOINTS
         while True:
             with past.look():
-                page = past.fill([*islice(puts, GRAPH_PAGE_CHECKPOINTS)])
+                page = past.fill([*islice(puts, count)])
             if not page:
                 return
+            # Each checkpoint is made whole, also of values that it shares with others.
+            one = sum(found.size for found in page) // len(page)
+            count = max(1, min(GRAPH_PAGE_CHECKPOINTS, 4 * count, GRAPH_PAGE_BYTES // (one + 1)))
             # What lost its values since the look began is looked at again.
             still = (found if found.whole else _one(engine, *found.put[:3]) for found in page)
             if tuples := [codec.checkpoint_tuple(found) for found in still if found is not None]:
@@ -167,12 +177,14 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         left = set(channels)
         with past.look():
             target = past.latest(ns) if place.checkpoint_id is None else past.one(ns, place.checkpoint_id)
-            ancestors = iter(()) if target is None else _ancestors(past, target)
+            ancestors = iter(()) if target is None else past.ancestors(target)
             while left and (page := [*islice(ancestors, GRAPH_PAGE_CHECKPOINTS)]):
                 for found, ids in _with_values(past, codec, page, left):
                     for write in reversed(codec.pending(found.put, found.writes, left)):
                         history[write[1]]["writes"].append(write)
                     for channel, blob in ids.items():
+                        if channel in left and blob not in found.values and blob in split_refs(found.put.refs):
+                            raise missing(found.put, [channel])
                         if channel in left and blob in found.values:
                             history[channel]["seed"] = codec.value(found.put, channel, found.values[blob])
                             left.discard(channel)
@@ -421,17 +433,6 @@ def _with_values(
         versions = codec.checkpoint(put)["channel_versions"]
         ids.append({channel: blob_id(channel, versions[channel]) for channel in channels if channel in versions})
     yield from zip(past.fill(puts, {blob for each in ids for blob in each.values()}), ids, strict=True)
-
-
-def _ancestors(past: Past, put: Put) -> Iterator[Put]:
-    """The checkpoints from which ``put`` came, the nearest first; an ancestor's id is smaller than its child's."""
-    wanted = put.parent_id
-    for each in past.all(put.checkpoint_ns, put.checkpoint_id):
-        if each.checkpoint_id == wanted:
-            yield each
-            wanted = each.parent_id
-        if wanted is None:
-            return
 
 
 def _some(items: list[Any]) -> Iterator[list[Any]]:

@@ -132,6 +132,18 @@ class Known:
         return known
 
 
+def missing(put: Put, channels: Sequence[str]) -> ChannelValueMissing:
+    """The error of a checkpoint that lacks values it refers to."""
+    return ChannelValueMissing(
+        f"thread {put.thread_id!r}: checkpoint {put.checkpoint_id!r} refers to values of {', '.join(map(repr, channels))} "
+        "that were deleted, because the thread was pruned or deleted while a run that had begun before went on: "
+        "continue from another checkpoint, or delete the thread",
+        thread_id=put.thread_id,
+        checkpoint_id=put.checkpoint_id,
+        channels=tuple(channels),
+    )
+
+
 class Codec:
     """One serializer's way from LangGraph's values to the log's and back."""
 
@@ -227,22 +239,15 @@ class Codec:
         put = found.put
         head = self.checkpoint(put)
         values: dict[str, Any] = dict(head["channel_values"])
-        refs, missing = set(split_refs(put.refs)), []
+        refs, lost = set(split_refs(put.refs)), []
         for channel, version in head["channel_versions"].items():
             blob = blob_id(channel, version)
             if blob in found.values:
                 values[channel] = self._loads(put, f"channel_values.{channel}", found.values[blob])
             elif blob in refs:
-                missing.append(channel)
-        if missing:
-            raise ChannelValueMissing(
-                f"thread {put.thread_id!r}: checkpoint {put.checkpoint_id!r} refers to values of {', '.join(map(repr, missing))} "
-                "that were deleted, because the thread was pruned or deleted while a run that had begun before went on: "
-                "continue from another checkpoint, or delete the thread",
-                thread_id=put.thread_id,
-                checkpoint_id=put.checkpoint_id,
-                channels=tuple(missing),
-            )
+                lost.append(channel)
+        if lost:
+            raise missing(put, lost)
         head["channel_values"] = values
         parent = put.parent_id
         return CheckpointTuple(

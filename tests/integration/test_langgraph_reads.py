@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skialith import _fastpath
-from skialith.errors import BodyMissing, StoreUnavailable
-from skialith.graph_past import Past
-from skialith.graphs import Drop, PutWrites, record
+from skialith import _fastpath, langchain
+from skialith.errors import BodyMissing, ChannelValueMissing, StoreUnavailable
+from skialith.graph_past import Filled, Past
+from skialith.graphs import Drop, Put, PutWrites, blob_id, record
 from skialith.langchain import SkialithCheckpointer
 from skialith.records import DeadLetter, Position, Record, decode_record
 from skialith.wal.stream import WRITER
@@ -275,3 +275,38 @@ def test_a_flush_counts_dead_letters_while_new_threads_begin(
     monkeypatch.setattr(engine.wal.reader, "direct", counted)
     assert saver.flush() == 1
     assert asked < 10
+
+
+def test_large_checkpoints_are_listed_a_few_at_a_time(
+    saver: SkialithCheckpointer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a long history of large states needs no more memory than some of them."""
+    config = at("t")
+    for n in range(30):
+        config = put(saver, config, {"a": noise(200_000, n)}, versions={"a": n})
+    filled: list[int] = []
+    fill = Past.fill
+
+    def counted(self: Past, puts: Sequence[Put], *only: Any) -> list[Filled]:
+        filled.append(len(puts))
+        return fill(self, puts, *only)
+
+    monkeypatch.setattr(Past, "fill", counted)
+    assert len([*saver.list(at("t"))]) == 30
+    assert filled == [10, 20, 0]
+    filled.clear()
+    monkeypatch.setattr(langchain, "GRAPH_PAGE_BYTES", 1_000_000)
+    assert [len(each.checkpoint["channel_values"]["a"]) for each in saver.list(at("t"))] == [200_000] * 30
+    assert filled == [10, 4, 4, 4, 4, 4, 0]
+
+
+def test_a_delta_channel_whose_value_was_deleted_is_not_rebuilt_from_less(saver: SkialithCheckpointer) -> None:
+    first = put(saver, at("t"), {"log": ["seed"]})
+    saver.put_writes(first, [("log", "more")], "task")
+    second = put(saver, first, {}, versions={"log": 2})
+    assert saver.get_delta_channel_history(config=second, channels=["log"]) == {
+        "log": {"seed": ["seed"], "writes": [("task", "log", "more")]}
+    }
+    saver._append(saver._door.open(), Drop("t", [], [("", blob_id("log", 1))]))
+    with pytest.raises(ChannelValueMissing, match="'log'"):
+        saver.get_delta_channel_history(config=second, channels=["log"])

@@ -14,7 +14,7 @@ import pytest
 
 from skialith import graph_recent, graphs
 from skialith.graph_past import Filled
-from skialith.graph_recent import Recent, _Look, _size, advanced
+from skialith.graph_recent import Recent, _Look, advanced
 from skialith.graphs import Delete, Drop
 from skialith.records import Record
 
@@ -151,4 +151,4 @@ def test_a_small_checkpoint_counts_as_what_it_takes() -> None:
         taken = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert 0.5 < sum(map(_size, kept)) / taken < 2.5
+    assert 0.5 < sum(found.size for found in kept) / taken < 2.5
