@@ -267,14 +267,20 @@ class Past:
             last = key
 
     def ancestors(self, put: Put) -> Iterator[Put]:
-        """The checkpoints from which ``put`` came, the nearest first; an ancestor's id is smaller than its child's."""
-        wanted = put.parent_id
-        for each in self.all(put.checkpoint_ns, put.checkpoint_id):
-            if each.checkpoint_id == wanted:
-                yield each
-                wanted = each.parent_id
-            if wanted is None:
+        """The checkpoints from which ``put`` came, the nearest first."""
+        smaller, seen = self.all(put.checkpoint_ns, put.checkpoint_id), {put.checkpoint_id}
+        while (wanted := put.parent_id) is not None and wanted not in seen:
+            seen.add(wanted)
+            found = None
+            if wanted < put.checkpoint_id:
+                found = next((each for each in smaller if each.checkpoint_id <= wanted), None)
+            elif found := self.one(put.checkpoint_ns, wanted):
+                # Ids are times, and the clock of another machine may have been ahead.
+                smaller = self.all(put.checkpoint_ns, wanted)
+            if found is None or found.checkpoint_id != wanted:
                 return
+            yield found
+            put = found
 
     def _rows(
         self, scope: Scope, before: tuple[str, bytes] | None, page: int, run_keys: Sequence[bytes] = ()

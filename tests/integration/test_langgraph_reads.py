@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 
 from skialith import _fastpath, langchain
 from skialith.errors import BodyMissing, ChannelValueMissing, StoreUnavailable
@@ -17,7 +18,7 @@ from skialith.langchain import SkialithCheckpointer
 from skialith.records import DeadLetter, Position, Record, decode_record
 from skialith.wal.stream import WRITER
 from skialith.writer.sinks import EventSink
-from tests.fixtures.graphs import OpenSaver, at, id_of, put, settle
+from tests.fixtures.graphs import OpenSaver, at, checkpoint, id_of, metadata, put, settle
 from tests.fixtures.nats import wait_until
 from tests.fixtures.stores import noise, outside
 
@@ -310,3 +311,20 @@ def test_a_delta_channel_whose_value_was_deleted_is_not_rebuilt_from_less(saver:
     saver._append(saver._door.open(), Drop("t", [], [("", blob_id("log", 1))]))
     with pytest.raises(ChannelValueMissing, match="'log'"):
         saver.get_delta_channel_history(config=second, channels=["log"])
+
+
+def test_the_ancestors_of_a_checkpoint_may_have_any_ids(saver: SkialithCheckpointer) -> None:
+    """They are times by the clocks of several machines."""
+    config, plain = at("t"), InMemorySaver()
+    for n, checkpoint_id in enumerate(["3", "1", "5", "4", "2", "0", "6"]):
+        there: dict[str, Any] = {"log": ["seed"]} if n == 1 else {}
+        made = checkpoint(there, {"log": n}, checkpoint_id)
+        for each in (saver, plain):
+            each.put(config, made, metadata(), {"log": n})
+        config = at("t", "", checkpoint_id)
+        for each in (saver, plain):
+            each.put_writes(config, [("log", n)], "task")
+        found = saver.get_delta_channel_history(config=config, channels=["log"])
+        assert found == plain.get_delta_channel_history(config=config, channels=["log"])
+    put(saver, at("own", "", "1"), {}, checkpoint_id="1")
+    assert saver.get_delta_channel_history(config=at("own"), channels=["log"]) == {"log": {"writes": []}}
