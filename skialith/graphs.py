@@ -241,19 +241,52 @@ def decode(body: bytes) -> Operation:
         kind = fields[0]
         if kind == _PUT:
             _, thread_id, ns, checkpoint_id, parent_id, run, refs, head, metadata, blobs = fields
-            values = {blob[0]: Typed(*blob[1:]) for blob in blobs}
-            return Put(thread_id, ns, checkpoint_id, parent_id, run, refs, Typed(*head), Typed(*metadata), values)
+            values = {_bytes(blob): _typed(*value) for blob, *value in blobs}
+            return Put(
+                _text(thread_id),
+                _text(ns),
+                _text(checkpoint_id),
+                None if parent_id is None else _text(parent_id),
+                None if run is None else _bytes(run),
+                _bytes(refs),
+                _typed(*head),
+                _typed(*metadata),
+                values,
+            )
         if kind == _PUT_WRITES:
-            writes = [Write(idx, channel, Typed(*value)) for idx, channel, *value in fields[6]]
-            _, thread_id, ns, checkpoint_id, task_id, task_path, _ = fields
+            thread_id, ns, checkpoint_id, task_id, task_path = map(_text, fields[1:6])
+            writes = [Write(_int(idx), _text(channel), _typed(*value)) for idx, channel, *value in fields[6]]
             return PutWrites(thread_id, ns, checkpoint_id, task_id, task_path, writes)
         if kind == _DELETE:
-            return Delete(fields[1])
+            return Delete(_text(fields[1]))
         if kind == _DROP:
-            return Drop(fields[1], [(ns, each) for ns, each in fields[2]], [(ns, each) for ns, each in fields[3]])
+            checkpoints = [(_text(ns), _text(each)) for ns, each in fields[2]]
+            return Drop(_text(fields[1]), checkpoints, [(_text(ns), _bytes(each)) for ns, each in fields[3]])
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"not an operation on a graph's thread: {error}") from error
     raise ValueError(f"operation {kind} on a graph's thread is unknown; it was written by a newer Skialith")
+
+
+def _typed(form: object, codec: object, data: object) -> Typed:
+    return Typed(_text(form), _int(codec), _bytes(data))
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{type(value).__name__} is no number")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no text")
+    return value
+
+
+def _bytes(value: object) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError(f"{type(value).__name__} is no bytes")
+    return value
 
 
 def checked_text(argument: str, value: object) -> str:

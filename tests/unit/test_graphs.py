@@ -74,6 +74,24 @@ def test_a_torn_operation_is_a_value_error(cut: int) -> None:
         graphs.decode(body[:-cut])
 
 
+@given(
+    operations, st.integers(1, 9), st.none() | st.integers(-9, 9) | st.binary(max_size=3) | texts | st.lists(st.none())
+)
+def test_a_field_of_another_type_is_refused_or_makes_no_difference_to_who_reads(
+    operation: Operation, place: int, wrong: object
+) -> None:
+    fields = ormsgpack.unpackb(graphs.encode(operation))
+    if place < len(fields):
+        fields[place] = wrong
+    body = ormsgpack.packb(fields)
+    try:
+        changes = Changes(NAMESPACE)
+        changes.note(at_position(1, operation)._replace(body=body))
+    except ValueError:
+        return
+    assert graphs.decode(graphs.encode(graphs.decode(body))) == graphs.decode(body)
+
+
 def test_an_operation_of_a_newer_version_says_so() -> None:
     with pytest.raises(ValueError, match=r"operation 9 .* newer Skialith"):
         graphs.decode(ormsgpack.packb([9, "t"]))
