@@ -201,7 +201,10 @@ class SkialithCheckpointer(BaseCheckpointSaver[str]):
         self._known.on(engine.wal.server_id).forget(thread_id)
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """End the checkpoints that these runs made (``run_id`` of their metadata), with their writes; returns at DURABLE."""
+        """End the checkpoints that these runs made (``run_id`` of their metadata), with their writes; returns at DURABLE.
+
+        Delta channels of later checkpoints that are rebuilt from these lose what they hold of them.
+        """
         if not run_ids:
             return
         engine = self._door.open()
