@@ -87,7 +87,8 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
     deleted = dict.fromkeys(keys, NOWHERE)
     for some, marks in _some(keys):
         query = f"SELECT thread_key, store_time_ns, seq FROM graph_threads WHERE thread_key IN ({marks})"
-        for key, time_ns, seq in session.rows(query + session.for_update, some):
+        # The insert has locked the rows, those that were there too; a query that locks may read others, and wait for them.
+        for key, time_ns, seq in session.rows(query, some):
             deleted[bytes(key)] = Position(time_ns, seq)
     for key, position in changes.deleted.items():
         if position <= deleted[key]:

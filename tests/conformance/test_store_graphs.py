@@ -107,6 +107,23 @@ def test_writers_at_once_end_at_the_same_tables(store: Store, sql: Run, seed: in
     check(sql, modelled(records, changes))
 
 
+@pytest.mark.parametrize("seed", seeds(1))
+def test_writers_of_many_threads_do_not_wait_for_each_other_in_circles(store: Store, sql: Run, seed: int) -> None:
+    """A deadlock would be an error of one of them."""
+    dice = random.Random(seed)
+    changes = [some_operation(dice, threads=150, largest=3000) for _ in range(3000)]
+    records = logged(*changes)
+    batches = [records[start : start + 300] for start in range(0, len(records), 200)]  # some of them twice
+    orders = [dice.sample(batches, len(batches)) for _ in range(4)]
+
+    def write(order: list[list[Record]]) -> None:
+        for batch in order:
+            store.write_records(batch)
+
+    assert at_once(*(lambda order=order: write(order) for order in orders)) == [None] * 4
+    check(sql, modelled(records, changes))
+
+
 LATE: dict[str, list[Operation]] = {
     "a put behind its deletion": [put(blobs={blob(1): value("x")}), Drop("t", [("", "1")], [("", blob(1))])],
     "a put behind its thread's deletion": [put(blobs={blob(1): value("x")}), Delete("t")],
