@@ -17,10 +17,14 @@ Saver = BaseCheckpointSaver[Any]
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpointer; ``settle()`` waits for what its database does in the background."""
+    """A checkpointer; ``settle()`` waits for what its database does in the background.
+
+    ``forget(thread_id)``: what the process remembers of the thread's latest checkpoint.
+    """
 
     saver: Saver
     settle: Callable[[], object] = lambda: None
+    forget: Callable[[str], object] = lambda _: None
 
 
 @contextmanager
@@ -45,7 +49,10 @@ def skialith(nats_url: str, database_url: str, writer: str) -> Iterator[Opened]:
             with SkialithAgent("writes", **{**settings, "writer": "on"}):
                 saver.flush(FLUSH_SECONDS)
 
-        yield Opened(saver, settle)
+        def forget(thread_id: str) -> None:
+            saver._door.open()._recent.forget((thread_id, ""))
+
+        yield Opened(saver, settle, forget)
 
 
 @contextmanager
