@@ -46,8 +46,11 @@ def skialith(nats_url: str, database_url: str, writer: str) -> Iterator[Opened]:
     with SkialithCheckpointer(**settings) as saver:
 
         def settle() -> None:
-            with SkialithAgent("writes", **{**settings, "writer": "on"}):
+            with SkialithAgent("writes", **{**settings, "writer": "on"}) as agent:
                 saver.flush(FLUSH_SECONDS)
+                # What a writer that lives on does seconds later.
+                agent._runtime.wal.stream.keep_graphs_seconds = 0.0
+                agent._runtime.wal.trim()
 
         def forget(thread_id: str) -> None:
             saver._door.open()._recent.forget((thread_id, ""))

@@ -196,8 +196,10 @@ GRAPH_PAGE_BYTES = 16 * 1024 * 1024
 """``list`` fills so many checkpoints at once at first, then as many as stay within this, but one at least."""
 GRAPH_COMPRESS_ABOVE_BYTES = 512 * 1024
 """Channel values over this are compressed with zstd when that makes them smaller; below, that takes longer than sending."""
-GRAPH_KEEP_SECONDS = 2.0
-"""How long operations on graphs' threads stay in the log after they were stored, so that a look may be brought up to date."""
+GRAPH_KEEP_SECONDS = 3.0
+"""How long operations on graphs' threads stay in the log at least (server's clock), so that a look may be brought up to date."""
+GRAPH_TRUST_SECONDS = 2.0
+"""How long after a look began it may be; the rest of ``GRAPH_KEEP_SECONDS`` is for clocks that differ or step."""
 GRAPH_LOOK_SECONDS = 30.0
 """How long a look is brought up to date before the database is asked again: what an operator discards stands in no log."""
 GRAPH_CACHE_BYTES = 64 * 1024 * 1024

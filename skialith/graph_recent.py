@@ -1,7 +1,8 @@
 """The latest checkpoints that were looked at, for as long as the log still holds all that came since.
 
-Operations stay in the log for ``GRAPH_KEEP_SECONDS`` after they were stored (``wal.stream.Stream.trim``). So whatever was
-appended since a look that began less than that ago still stands there, and the look is brought up to date without the database.
+Operations stay in the log for ``GRAPH_KEEP_SECONDS`` at least, stored or not (``wal.stream.Stream.trim``). So whatever was
+appended since a look that began less than ``GRAPH_TRUST_SECONDS`` ago still stands there, and the look is brought up to date
+without the database.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from .config import GRAPH_CACHE_BYTES, GRAPH_KEEP_SECONDS, GRAPH_LOOK_SECONDS
+from .config import GRAPH_CACHE_BYTES, GRAPH_LOOK_SECONDS, GRAPH_TRUST_SECONDS
 from .graph_past import Filled, Past
 from .graphs import Put, PutWrites, operation, thread_name
 from .records import Record
@@ -63,7 +64,7 @@ class Recent:
         known = self._looks.get(place)
         if known is not None and _now() - known.asked < GRAPH_LOOK_SECONDS:
             again = self._brought_up_to_date(thread_id, known)
-            if again is not None and _now() - known.began < GRAPH_KEEP_SECONDS:
+            if again is not None and _now() - known.began < GRAPH_TRUST_SECONDS:
                 self._keep(place, again)
                 return again.found
         self.forget(place)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from ..config import API_TIMEOUT_SECONDS, RETRY_FIRST_SECONDS, RETRY_LONGEST_SECONDS
@@ -91,6 +91,12 @@ def backoff() -> Any:
     while True:
         yield random.uniform(cap / 10, cap)
         cap = min(2 * cap, RETRY_LONGEST_SECONDS)
+
+
+def rfc3339(time_ns_: int) -> str:
+    """Unix nanoseconds as the server writes a time."""
+    seconds, rest = divmod(time_ns_, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09d}Z"
 
 
 def time_ns(stamp: str) -> int:

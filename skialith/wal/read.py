@@ -8,14 +8,13 @@ import hashlib
 import json
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Position, Record, decode_record
 from ._waiting import Reply
-from .api import NoResponders, backoff, time_ns
+from .api import NoResponders, backoff, rfc3339, time_ns
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
@@ -85,7 +84,7 @@ class Reader:
             query["seq"] = 1
         else:
             # By time: after a power loss sequences are handed out again, times are not.
-            query["start_time"] = _rfc3339(after.time_ns)
+            query["start_time"] = rfc3339(after.time_ns)
         while True:
             messages = await self.direct(self._stream.name, query, deadline)
             more = bool(messages) and int((messages[-1].headers or {}).get("Nats-Num-Pending", "0")) > 0
@@ -261,8 +260,3 @@ class Reader:
             if time.monotonic() + pause >= deadline:
                 raise WalUnavailable(f"{what} could not be read before the deadline ({cause})")
             await asyncio.sleep(pause)
-
-
-def _rfc3339(time_ns_: int) -> str:
-    seconds, rest = divmod(time_ns_, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") + f".{rest:09d}Z"

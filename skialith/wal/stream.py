@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,16 +22,14 @@ from ..config import (
 )
 from ..errors import ConfigurationError, WalError
 from ._waiting import Tally
-from .api import Api, ApiError, time_ns
-from .transport import Connection
+from .api import Api, ApiError, rfc3339, time_ns
+from .transport import Connection, NoReply
 
 WRITER = "writer"
 TRACE_INGEST = "trace_ingest"
 MINIMUM_SERVER = (2, 12)
 TRACES_KEY = "skialith.traces"
 
-_CLOCKS_DIFFER = 1.05
-"""By how much longer a writer keeps operations than readers on other machines rely on: no two clocks run alike."""
 _NO_MESSAGE = 10037
 _STREAM_NOT_FOUND = 10059
 _CONSUMER_NOT_FOUND = 10014
@@ -120,8 +118,7 @@ class Stream:
         self._stored_bytes = 0
         self._trimmed: dict[str, int] = {}
         self._trim_epoch = -1
-        self._graph_bounds: deque[tuple[float, int]] = deque()
-        self.keep_graphs_seconds = GRAPH_KEEP_SECONDS * _CLOCKS_DIFFER
+        self.keep_graphs_seconds = GRAPH_KEEP_SECONDS
 
     # ---- provisioning
 
@@ -380,15 +377,20 @@ class Stream:
 
     # ---- trimming
 
-    def _kept_long_enough(self, bound: int) -> int:
-        """Up to where operations on graphs' threads may go: what was acknowledged ``keep_graphs_seconds`` ago."""
-        now = time.monotonic()
-        if not self._graph_bounds or self._graph_bounds[-1][1] < bound:
-            self._graph_bounds.append((now, bound))
-        while len(self._graph_bounds) > 1 and now - self._graph_bounds[1][0] >= self.keep_graphs_seconds:
-            self._graph_bounds.popleft()
-        since, oldest = self._graph_bounds[0]
-        return oldest if now - since >= self.keep_graphs_seconds else 0
+    async def _first_to_keep(self, now_ns: int) -> int | None:
+        """Sequence of the first operation on a graph's thread that was appended in the last ``keep_graphs_seconds``.
+
+        By the store time, which every process can tell, however short it lives; None if there is none.
+        """
+        since = rfc3339(now_ns - int(self.keep_graphs_seconds * 1e9))
+        query = json.dumps({"next_by_subj": self.subjects.graphs, "start_time": since, "batch": 1}).encode()
+        replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{self.name}", query, API_TIMEOUT_SECONDS)
+        first = replies[0].headers or {}
+        if "Nats-Sequence" in first:
+            return int(first["Nats-Sequence"])
+        if first.get("Status") == "404":
+            return None
+        raise NoReply
 
     async def trim(self) -> bool:
         """Purge, class by class, what the class's consumers have acknowledged; False if some of it must be kept for a while.
@@ -399,21 +401,21 @@ class Stream:
         epoch = self._connection.epoch
         if epoch != self._trim_epoch:
             self._trimmed, self._trim_epoch = {}, epoch
-            self._graph_bounds.clear()
         info = await self.info()
         end = int(info["state"]["last_seq"]) + 1
         bounds: dict[str, int] = {}
         for consumer in (WRITER, TRACE_INGEST) if self.traces else (WRITER,):
             pending = await self.pending_from(consumer)
             bounds[consumer] = end if pending is None else min(end, pending)
+        first = await self._first_to_keep(time_ns(info["ts"]))
         for kind in trim_classes(self.subjects, self.traces):
             bound = min(bounds[consumer] for consumer in kind.consumers)
-            if kind.filter == self.subjects.graphs:
-                bound = self._kept_long_enough(bound)
+            if kind.filter == self.subjects.graphs and first is not None:
+                bound = min(bound, first)
             if self._connection.epoch != epoch:
                 return False
             if bound > self._trimmed.get(kind.filter, 0):
                 body = {"filter": kind.filter, "seq": bound}
                 await self.api.once(f"STREAM.PURGE.{self.name}", body, timeout=5.0)
                 self._trimmed[kind.filter] = bound
-        return len(self._graph_bounds) <= 1 and self._trimmed.get(self.subjects.graphs, 0) >= self._graph_bounds[-1][1]
+        return first is None or first >= bounds[WRITER]

@@ -15,7 +15,7 @@ from langgraph.checkpoint.base import ChannelVersions
 from langgraph.checkpoint.memory import InMemorySaver
 
 from skialith import graph_recent, graphs
-from skialith.config import GRAPH_KEEP_SECONDS
+from skialith.config import GRAPH_TRUST_SECONDS
 from skialith.errors import StoreUnavailable
 from skialith.langchain import SkialithCheckpointer
 from skialith.records import DeadLetter
@@ -95,7 +95,7 @@ def test_two_processes_and_a_plain_saver_agree_for_some_seconds(open_saver: Open
             for each in (saver, plain):
                 each.delete_thread(thread)
         if dice.random() < 0.1:
-            time.sleep(dice.random() * GRAPH_KEEP_SECONDS / 8)
+            time.sleep(dice.random() * GRAPH_TRUST_SECONDS / 8)
         wanted, found = plain.get_tuple(at(thread)), dice.choice(savers).get_tuple(at(thread))
         assert (found is None) == (wanted is None)
         if wanted is not None and found is not None:
@@ -117,7 +117,7 @@ def test_a_kept_look_needs_no_database_until_it_runs_out(
 
     monkeypatch.setattr(saver._door.open().store, "graphs", away)
     assert saver.get_tuple(at("t")) is not None
-    monkeypatch.setattr(graph_recent, "GRAPH_KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(graph_recent, "GRAPH_TRUST_SECONDS", 0.0)
     with pytest.raises(StoreUnavailable):
         saver.get_tuple(at("t"))
 
@@ -259,6 +259,21 @@ def test_operations_stay_in_the_log_for_a_while_after_they_were_stored(open_save
 
     wait_until(lambda: left() == 0, 20, "the operation is trimmed")
     assert time.monotonic() - begun >= engine.wal.stream.keep_graphs_seconds
+
+
+def test_processes_that_live_for_a_moment_leave_no_growing_log(open_saver: OpenSaver) -> None:
+    """None of them sees its own operations grow old enough to go; the next one does."""
+    kept = open_saver(writer="off", timeout=9.0)._door.open().wal
+    oldest = []
+    ends = time.monotonic() + 3 * kept.stream.keep_graphs_seconds
+    while time.monotonic() < ends:
+        saver = open_saver()
+        put(saver, at("t"), {"a": 1})
+        saver.close()
+        operations = kept.operations("t", time.monotonic() + 5).live
+        oldest.append(operations[0].position.seq)
+        assert time.time_ns() - operations[0].position.time_ns < 2e9 * kept.stream.keep_graphs_seconds
+    assert oldest[-1] > oldest[0]
 
 
 def test_a_question_to_a_server_that_hangs_ends_at_its_deadline(nats_server: NatsServer, open_saver: OpenSaver) -> None:
