@@ -1,0 +1,69 @@
+"""What handlers are given of a request: strict JSON, ids from the path, the lease, the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+from urllib.parse import unquote_to_bytes
+
+from fastapi import Depends, Header, Path
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..config import MAX_ID_CHARACTERS, check_id
+from .engine import Engine
+from .problems import HttpProblem
+
+
+class _Request(Request):
+    async def json(self) -> Any:
+        """Strict JSON: no NaN, integers of any length kept exact."""
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise HttpProblem(400, f"the body is not JSON: {error}", path="body") from None
+
+
+class Route(APIRoute):
+    """A route whose handler gets strict JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await handler(_Request(request.scope, request.receive))
+
+        return handle
+
+
+def decoded(argument: str, segment: str) -> str:
+    """An id out of a path's segment, which is still percent-encoded: only so may it hold a ``/``."""
+    try:
+        return check_id(argument, unquote_to_bytes(segment).decode())
+    except UnicodeDecodeError:
+        raise HttpProblem(400, f"{argument} in the path is not percent-encoded UTF-8", path=argument) from None
+
+
+async def _agent_id(
+    agent_id: Annotated[str, Path(min_length=1, max_length=12 * MAX_ID_CHARACTERS, examples=["my-agent"])],
+) -> str:
+    return decoded("agent_id", agent_id)
+
+
+async def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+AgentId = Annotated[str, Depends(_agent_id)]
+EngineOf = Annotated[Engine, Depends(_engine)]
+LeaseToken = Annotated[
+    str | None,
+    Header(
+        alias="Skialith-Lease",
+        pattern="^[0-9a-f]{32}$",
+        description="The token that `resume` gave. Without it the write is not fenced.",
+    ),
+]
