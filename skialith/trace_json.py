@@ -10,11 +10,13 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import _rows, payloads
-from .config import MAX_RECORD_BYTES, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from .config import MAX_PAYLOAD_DEPTH, MAX_RECORD_BYTES, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from .errors import BodyMissing
 from .records import Codec, Record
 
 _TOO_LARGE = f"larger than {TRACE_JSON_BYTES} bytes as JSON"
@@ -23,6 +25,9 @@ _LARGEST_BODY = 3 * TRACE_JSON_BYTES
 
 
 _PLAIN = int(Codec.MSGPACK)
+_QUICK_DEPTH = 64
+"""Levels that _rows.json_texts goes down at most."""
+_WHOLE_DEPTH = MAX_PAYLOAD_DEPTH + 2  # and the level of a marker at the bottom
 
 
 class _TooLarge(Exception):
@@ -53,6 +58,23 @@ def of_record(record: Record) -> str:
     except (ValueError, MemoryError) as error:
         return omitted(f"cannot be decoded: {error}"[:200], size)
     return to_json(value, size)
+
+
+def whole(record: Record) -> str:
+    """The JSON text of a record's payload, however large and deep it is.
+
+    Raises ``BodyMissing`` when the record came without its body, ``ValueError`` when that cannot be decoded.
+    """
+    if record.body is None:
+        raise BodyMissing(
+            f"agent {record.agent_id!r}: the payload at sequence {record.position.seq} is lost: its head is a dead letter "
+            "without a body, see `skialith dead-letters list`"
+        )
+    body = payloads.uncompressed(record.codec, record.body)
+    (text,) = _rows.json_texts([body], _QUICK_DEPTH, sys.maxsize)
+    if text is not None:
+        return text
+    return to_json(payloads.decode(_PLAIN, body), len(body), limit=sys.maxsize, depth=_WHOLE_DEPTH)
 
 
 def to_json(value: Any, size: int = 0, *, limit: int = TRACE_JSON_BYTES, depth: int = TRACE_JSON_DEPTH) -> str:

@@ -10,7 +10,8 @@ import ormsgpack
 import pytest
 
 from skialith import payloads, trace_json
-from skialith.config import TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from skialith.config import MAX_PAYLOAD_DEPTH, TRACE_JSON_BYTES, TRACE_JSON_DEPTH
+from skialith.errors import BodyMissing
 from skialith.records import Codec, Kind, Manifest, Record
 
 
@@ -123,3 +124,51 @@ def test_of_record_does_not_decode_what_is_too_large(monkeypatch: pytest.MonkeyP
         **expected,
         "bytes": 7_000_000,
     }
+
+
+def nested(levels: int) -> Any:
+    value: Any = "bottom"
+    for n in range(levels):
+        value = [value] if n % 2 else {"in": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"kind": "thought", "n": [1, 2.5, None, True, 2**64 - 1, "é\0🙂\u2028"]},
+        "x" * (3 * TRACE_JSON_BYTES),
+        {f"k{n}": n for n in range(1000)},
+        nested(MAX_PAYLOAD_DEPTH - 1),
+        nested(65),
+        [],
+        {},
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_whole_payloads_are_whole(value: object) -> None:
+    codec, body = payloads.pack(value)
+    assert strict(trace_json.whole(record(codec, body))) == value
+
+
+def test_whole_says_what_json_cannot_hold() -> None:
+    codec, body = payloads.pack({"b": b"\x00\xff", "n": float("nan"), "k": {1: b""}})
+    text = trace_json.whole(record(codec, body))
+    assert strict(text) == {
+        "b": {"skialith_base64": "AP8="},
+        "n": omitted("NaN"),
+        "k": {"1": {"skialith_base64": ""}},
+    }
+    at_the_bottom: Any = b"\xff"
+    for _ in range(MAX_PAYLOAD_DEPTH - 1):
+        at_the_bottom = [at_the_bottom]
+    deep = trace_json.whole(record(*payloads.pack(at_the_bottom)))
+    assert deep.strip("[]") == '{"skialith_base64":"/w=="}'
+
+
+def test_whole_raises_for_what_is_lost_or_corrupt() -> None:
+    with pytest.raises(BodyMissing):
+        trace_json.whole(record(Codec.MSGPACK, None, Manifest(5, 1, b"")))
+    for codec, body in ((0, b"\xc1"), (0, b"\x01\x01"), (1, b"no zstd"), (7, b"\xc0"), (0, b"")):
+        with pytest.raises(ValueError, match="payload"):
+            trace_json.whole(record(codec, body))
