@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from .. import awaiting
+from ..base_agent import batch_failed
 from ..config import Config
 from ..errors import BatchFailed, Closed, SkialithError
 from ..history import Found
@@ -83,7 +84,7 @@ class Engine:
         except BatchFailed:
             raise
         except SkialithError as error:  # before anything was handed over
-            raise awaiting.batch_failed(agent_id, records, [], error) from error
+            raise batch_failed(agent_id, records, [], error) from error
 
     async def _owned(
         self, name: LaneName, make: Callable[[], Awaitable[T]], deadline: float, connected: Connected
