@@ -26,7 +26,7 @@ class Wire:
     epoch: int
     is_open: bool
     appending: int
-    """Threads in :meth:`append`."""
+    """Threads in :meth:`append`, and what was written with :meth:`send` and is not settled."""
     queued: int
     """Records that were handed over and did not leave yet."""
     last_received: float
@@ -115,8 +115,24 @@ class Wire:
         turn is then without permission and suspect, if it is fenced.
         """
 
-    def post(self, link: Link, token: int, subject: str, fence: bytes, record: Record) -> int:
-        """Write a record to the socket, for :meth:`append`; its size, or 0 if it is too large for one message of this server."""
+    def send(self, window: Window, turn: Turn, subject: str, record: Record, message_id: bytes) -> int:
+        """Write one record directly and return its size; the callback of ``window`` runs on the loop when it has its answer, or
+        the connection ends. The turn is taken until somebody gives it on the loop, behind :meth:`sent`.
+
+        0: nothing was written, as ``None`` of :meth:`append`.
+        """
+
+    def sent(self, window: Window) -> None:
+        """What was written with :meth:`send` is settled, or given up."""
+
+    def take_back(self, turn: Turn, size: int) -> None:
+        """It waits like what is handed over, however much does: until :meth:`leave`."""
+
+    def post(
+        self, link: Link, token: int, subject: str, fence: bytes, record: Record, message_id: bytes | None = None
+    ) -> int:
+        """Write a record to the socket, for :meth:`append` and :meth:`send`; its size, or 0 if it is too large for one message
+        of this server."""
 
     def ask(self, subject: str, payload: bytes, deadline: float) -> Reply | None:
         """Send a request and return its first reply, which the calling thread reads itself.
