@@ -26,9 +26,9 @@ class Wire:
     epoch: int
     is_open: bool
     appending: int
-    """Threads in :meth:`append`, and what was written with :meth:`send` and is not settled."""
+    """Threads in :meth:`append`."""
     queued: int
-    """Records that were handed over and did not leave yet."""
+    """Records that were handed over, or written with :meth:`send`, and did not leave yet."""
     last_received: float
     max_payload: int
     def __init__(
@@ -115,18 +115,12 @@ class Wire:
         turn is then without permission and suspect, if it is fenced.
         """
 
-    def send(self, window: Window, turn: Turn, subject: str, record: Record, message_id: bytes) -> int:
-        """Write one record directly and return its size; the callback of ``window`` runs on the loop when it has its answer, or
-        the connection ends. The turn is taken until somebody gives it on the loop, behind :meth:`sent`.
+    def send(self, window: Window, turn: Turn, subject: str, record: Record, message_id: bytes, size: int) -> bool:
+        """Write one record directly; the callback of ``window`` runs on the loop when it has its answer, or the connection ends.
 
-        0: nothing was written, as ``None`` of :meth:`append`.
+        The turn is taken until somebody gives it on the loop, and the record counts with ``size`` bytes as handed over until
+        :meth:`leave`. False: nothing was written, as ``None`` of :meth:`append`, or too much is waiting.
         """
-
-    def sent(self, window: Window) -> None:
-        """What was written with :meth:`send` is settled, or given up."""
-
-    def take_back(self, turn: Turn, size: int) -> None:
-        """It waits like what is handed over, however much does: until :meth:`leave`."""
 
     def post(
         self, link: Link, token: int, subject: str, fence: bytes, record: Record, message_id: bytes | None = None

@@ -532,33 +532,31 @@ cdef class Wire:
         self._tell_loop()
         return 0
 
-    def send(self, Window window not None, Turn turn not None, str subject not None, record not None, bytes message_id not None):
+    def send(
+        self, Window window not None, Turn turn not None, str subject not None, record not None, bytes message_id not None,
+        Py_ssize_t size,
+    ):
         cdef Link link = self._link
-        cdef Py_ssize_t size = 0
+        cdef bint sent = False
         if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return 0
-        if not self.is_open or link is None or link.broken or link.blocked or self.appending >= self._most_records:
-            return 0
+        if not self.is_open or link is None or link.broken or link.blocked:
+            return False
+        if self.queued and (self.queued >= self._most_records or self._queued_bytes + size > self._most_bytes):
+            return False
         window._first = self._register(window)
         turn.taken = True
-        self.appending += 1
-        try:
-            size = self.post(link, window._first, subject, turn._fence, record, message_id)
-        finally:
-            if size == 0:
-                self._waiting.pop(window._first, None)
-                self.appending -= 1
-                self._pass_on(turn)
-        return size
-
-    def sent(self, Window window not None):
-        self.give_up(window)
-        self.appending -= 1
-
-    def take_back(self, Turn turn not None, Py_ssize_t size):
         turn.waiting += 1
         self.queued += 1
         self._queued_bytes += size
+        try:
+            sent = self.post(link, window._first, subject, turn._fence, record, message_id) > 0
+        finally:
+            if not sent:
+                self.give_up(window)
+                self.leave(turn, 1, size)
+                self._pass_on(turn)
+        return sent
 
     cpdef Py_ssize_t post(
         self, Link link, uint64_t token, str subject, bytes fence, object record, bytes message_id=None

@@ -19,10 +19,10 @@ from .lane import Lane, Ticket, who
 class Direct:
     """One such record. The lane's turn is taken until it has its PubAck, or the loop takes it over to send it again.
 
-    ``again``: called on the loop for that, with whether it may be written.
+    ``again``: called on the loop for that, with whether it may be written. ``size``: what it counts with as waiting, until then.
     """
 
-    __slots__ = ("_again", "_over", "_tally", "_window", "_wire", "lane", "record", "ticket")
+    __slots__ = ("_again", "_over", "_tally", "_window", "_wire", "lane", "record", "size", "ticket")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Direct:
         self.lane = lane
         self.ticket = ticket
         self.record = record
+        self.size = len(record.body or b"")
         self._wire = wire
         self._tally = tally
         self._again = again
@@ -45,7 +46,7 @@ class Direct:
     def send(self, subject: str) -> bool:
         """False if nothing was written: something of the lane is in flight, or amiss, or it takes more than one message."""
         message_id = self.ticket.message_id or self.record.key
-        return self._wire.send(self._window, self.lane.turn, subject, self.record, message_id) > 0
+        return self._wire.send(self._window, self.lane.turn, subject, self.record, message_id, self.size)
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
@@ -76,9 +77,10 @@ class Direct:
         if self._over:
             return
         self._over = True
-        self._wire.sent(self._window)
+        self._wire.give_up(self._window)
         if isinstance(answer, tuple):
-            self._tally.note(answer[0], len(self.record.body or b""))
+            self._wire.leave(self.lane.turn, 1, self.size)
+            self._tally.note(answer[0], self.size)
             self.ticket.acknowledge(Ack(*answer))
         else:
             self._again(self, answer is None)
@@ -88,7 +90,7 @@ class Direct:
         """The loop has ended, nothing comes any more."""
         if not self._over:
             self._over = True
-            self._wire.sent(self._window)
+            self._wire.leave(self.lane.turn, 1, self.size)
             self.ticket.fail(
                 Closed(
                     f"{who(self.ticket.name)}: the log was closed before the PubAck came; the record may or may not be written",

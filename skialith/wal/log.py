@@ -235,8 +235,7 @@ class Log:
         lane, record, ticket = direct.lane, direct.record, direct.ticket
         subject, max_payload = lane.subjects[record.kind == Kind.CHECKPOINT], self._connection.max_payload
         entry = frames.record_entry(record, subject, ticket, ticket.deadline, self._stream.subjects, max_payload)
-        entry.unknown = unknown
-        self._connection.wire.take_back(lane.turn, entry.size)
+        entry.unknown, entry.size = unknown, direct.size
         if self._closed:
             self._refuse(lane, [entry])
             return
