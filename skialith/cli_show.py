@@ -114,11 +114,6 @@ def when(us: int) -> str:
     return datetime.fromtimestamp(us / 1e6, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def iso(us: int) -> str:
-    """Unix microseconds as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(us / 1e6, timezone.utc).isoformat(timespec="microseconds")
-
-
 def plural(count: int, one: str, many: str | None = None) -> str:
     """``1 record``, ``1,200 records``."""
     return f"{count:,} {one if count == 1 else many or one + 's'}"
