@@ -159,7 +159,7 @@ class SkialithAgent(BaseAgent):
         return self._read_state(self._engine("peek"), self._deadline())
 
     def _read_state(self, engine: runtime.Runtime, deadline: float) -> AgentState:
-        return self._state(*engine.newest_checkpoint(self._agent_id, deadline))
+        return self._state(engine.newest_checkpoint(self._agent_id, deadline))
 
     def history(self, after: Event | str | None = None, limit: int | None = None) -> Iterator[Event]:
         """The agent's events, oldest first, from database and log together, read lazily page by page.

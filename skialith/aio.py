@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 from . import awaiting, payloads, runtime, threads
 from .awaiting import Hold, hand_over, in_thread, made_anyway
-from .base_agent import BaseAgent, as_event, batch_failed, batches, checked_limit, position_after
-from .config import APPEND_BATCH_RECORDS, AWAITED_INLINE_BYTES, HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, load
-from .errors import Closed, SkialithError, StoreUnavailable, WalUnavailable
-from .history import Entry, newest_in_log, newest_of
+from .base_agent import BaseAgent, as_event, checked_limit, position_after
+from .config import APPEND_BATCH_RECORDS, HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, load
+from .errors import Closed, SkialithError, WalUnavailable
+from .history import Entry
 from .records import Ack, AgentState, Event, Position, Record
 from .step_policy import Policy
 from .steps import Run
@@ -94,9 +94,10 @@ class AsyncSkialithAgent(BaseAgent):
             if not records:
                 return []
             ticket = Ticket(self._agent_id, len(records), promise=Arrival())
-            with self._batch(ticket, records):
-                await self._hand_over_all(engine, ticket, records)
-        with self._batch(ticket, records):
+            check = partial(self._check_open, "save_events")
+            with awaiting.batch(self._agent_id, ticket, records):
+                await awaiting.hand_over_all(engine, ticket, records, check)
+        with awaiting.batch(self._agent_id, ticket, records):
             return await engine.wal.log.awaited(ticket)
 
     async def _events_packed(self, events: Iterable[tuple[str, Any]], step: int) -> list[Record]:
@@ -106,32 +107,6 @@ class AsyncSkialithAgent(BaseAgent):
             if n % APPEND_BATCH_RECORDS == APPEND_BATCH_RECORDS - 1:
                 await asyncio.sleep(0)
         return records
-
-    @contextmanager
-    def _batch(self, ticket: Ticket, records: list[Record]) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            ticket.promise.give_up()  # What was not sent yet is not sent any more.
-            if isinstance(error, SkialithError):
-                raise batch_failed(self._agent_id, records, ticket.acks, error) from error
-            raise
-
-    async def _hand_over_all(self, engine: runtime.Runtime, ticket: Ticket, records: list[Record]) -> None:
-        handed_over = 0
-        for batch in batches(records):
-            try:
-                check = partial(self._check_open, "save_events")
-                await hand_over(engine, ticket, batch, self._deadline(), check)
-            except SkialithError as error:
-                # This part was not sent, but those before it were.
-                if handed_over > len(ticket.acks):
-                    error.outcome = "unknown"
-                raise
-            handed_over += len(batch)
-            if ticket.promise.done:
-                return
-            await asyncio.sleep(0)
 
     # ---- steps
 
@@ -179,21 +154,8 @@ class AsyncSkialithAgent(BaseAgent):
         return await self._read_state(await self._engine("peek"), self._deadline())
 
     async def _read_state(self, engine: runtime.Runtime, deadline: float) -> AgentState:
-        wal, agent_id = engine.wal, self._agent_id
-        last = await wal.ask(lambda: wal.reader.last_checkpoint(agent_id, deadline), deadline)
-        dead = await wal.ask(lambda: wal.dead.for_agent(agent_id, "checkpoint", deadline), deadline)
-        row: Record | StoreUnavailable | None
-        try:
-            seconds = max(0.1, deadline - time.monotonic())
-            row = await in_thread(partial(engine.stored_checkpoint, agent_id), seconds)
-        except StoreUnavailable as error:
-            row = error
-        except TimeoutError:
-            row = StoreUnavailable(f"agent {agent_id!r}: no answer from the database before the deadline")
-        record, source, database_ok = newest_of(agent_id, newest_in_log(last, dead), row)
-        if record is None or len(record.body or b"") <= AWAITED_INLINE_BYTES:
-            return self._state(record, source, database_ok)
-        return await in_thread(partial(self._state, record, source, database_ok))
+        found = await awaiting.newest_checkpoint(engine, self._agent_id, deadline)
+        return await awaiting.inline(found[0], partial(self._state, found))
 
     def history(self, after: Event | str | None = None, limit: int | None = None) -> AsyncGenerator[Event, None]:
         """``async for event in agent.history(...)``: the agent's events, oldest first, read page by page.

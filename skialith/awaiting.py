@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from inspect import isawaitable
 from typing import Any, TypeVar
 
 from . import payloads, runtime, threads
+from .base_agent import batch_failed, batches
 from .config import AWAITED_INLINE_BYTES, Config
-from .errors import Closed, WalUnavailable
+from .errors import Closed, SkialithError, StoreUnavailable, WalUnavailable
+from .history import Found, newest_in_log, newest_of
 from .records import Ack, Codec, Kind, Record
 from .steps import Call, whole
 from .wal.arrival import Arrival
 from .wal.client import Wal
-from .wal.lane import Ticket, lane_name, who
+from .wal.lane import LaneName, Ticket, lane_name, who
 
 T = TypeVar("T")
 
@@ -62,12 +65,50 @@ async def hand_over(
         check()
 
 
-async def append(engine: runtime.Runtime, record: Record, deadline: float) -> Ack:
+@contextmanager
+def batch(agent_id: str, ticket: Ticket, records: list[Record]) -> Iterator[None]:
+    """Where a call with several events is handed over and awaited: its errors become ``BatchFailed``."""
+    try:
+        yield
+    except BaseException as error:
+        ticket.promise.give_up()  # What was not sent yet is not sent any more.
+        if isinstance(error, SkialithError):
+            raise batch_failed(agent_id, records, ticket.acks, error) from error
+        raise
+
+
+async def hand_over_all(
+    engine: runtime.Runtime, ticket: Ticket, records: list[Record], check: Callable[[], object]
+) -> None:
+    """As :func:`hand_over`, in slices between which other tasks run; each has the whole timeout."""
+    handed_over = 0
+    for part in batches(records):
+        try:
+            await hand_over(engine, ticket, part, time.monotonic() + engine.config.timeout, check)
+        except SkialithError as error:
+            # This part was not sent, but those before it were.
+            if handed_over > len(ticket.acks):
+                error.outcome = "unknown"
+            raise
+        handed_over += len(part)
+        if ticket.promise.done:
+            return
+        await asyncio.sleep(0)
+
+
+async def append(
+    engine: runtime.Runtime,
+    record: Record,
+    deadline: float,
+    name: LaneName | None = None,
+    message_id: bytes | None = None,
+) -> Ack:
     """Append one record, whose body is not compressed yet, and return at DURABLE. Raises the record's error.
 
-    A record of a call that was cancelled is not sent if it was not yet.
+    ``name``: the lane, if it is not the agent's or thread's own. ``message_id``: if it is not to be the record's key. A record
+    of a call that was cancelled is not sent if it was not yet.
     """
-    ticket = Ticket(lane_name(record), 1, promise=Arrival())
+    ticket = Ticket(name or lane_name(record), 1, message_id=message_id, promise=Arrival())
     await hand_over(engine, ticket, [record], deadline, engine.check_open)
     return (await engine.wal.log.awaited(ticket))[0]
 
@@ -77,6 +118,22 @@ def _compressed(record: Record) -> Record:
         return record  # the values of a graph's operation are compressed one by one
     codec, body = payloads.compressed(record.body)
     return record if body is record.body else record._replace(codec=codec, body=body)
+
+
+async def newest_checkpoint(engine: runtime.Runtime, agent_id: str, deadline: float) -> Found:
+    """As ``Runtime.newest_checkpoint``, awaited."""
+    wal = engine.wal
+    last = await wal.ask(lambda: wal.reader.last_checkpoint(agent_id, deadline), deadline)
+    dead = await wal.ask(lambda: wal.dead.for_agent(agent_id, "checkpoint", deadline), deadline)
+    row: Record | StoreUnavailable | None
+    try:
+        seconds = max(0.1, deadline - time.monotonic())
+        row = await in_thread(partial(engine.stored_checkpoint, agent_id), seconds)
+    except StoreUnavailable as error:
+        row = error
+    except TimeoutError:
+        row = StoreUnavailable(f"agent {agent_id!r}: no answer from the database before the deadline")
+    return newest_of(agent_id, newest_in_log(last, dead), row)
 
 
 async def step(
@@ -92,15 +149,19 @@ async def step(
     if found is not None:
         if found.body is None:
             found = await in_thread(partial(whole, engine, call, found))
-        return await _inline(found.body, partial(call.replay, found))
+        return await _with_body(found.body, partial(call.replay, found))
     record = call.kept or await _attempts(engine, call, function, args, named)
     ack = await _recorded(call, record, append)
     there = await in_thread(partial(whole, engine, call, None)) if ack.duplicate else None
-    return await _inline(record.body, partial(call.recorded, record, there))
+    return await _with_body(record.body, partial(call.recorded, record, there))
 
 
-async def _inline(body: bytes | None, make: Callable[[], T]) -> T:
-    """``make()``, in a thread if its body is large."""
+async def inline(record: Record | None, make: Callable[[], T]) -> T:
+    """``make()``, in a thread if the record's body is large."""
+    return await _with_body(None if record is None else record.body, make)
+
+
+async def _with_body(body: bytes | None, make: Callable[[], T]) -> T:
     return make() if len(body or b"") <= AWAITED_INLINE_BYTES else await in_thread(make)
 
 

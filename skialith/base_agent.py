@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 from . import _fastpath, payloads
 from .config import APPEND_BATCH_BYTES, APPEND_BATCH_RECORDS, MAX_EVENT_TYPE_CHARACTERS, Config, check_id
 from .errors import BatchFailed, BodyMissing, InvalidArgument, SkialithError
-from .history import Entry
+from .history import Entry, Found
 from .records import NOWHERE, Ack, AgentState, Codec, Event, Kind, Position, Record, unique_key
 from .step_policy import ONCE, Policy
 from .steps import Steps
@@ -121,46 +121,38 @@ class BaseAgent:
         return self._packing(data, argument, self._config.max_record_bytes)
 
     def _event(self, event_id: str, data: Any, step: int | None, where: str = "") -> Record:
-        config = self._config
         event_id = check_id(f"{where}event_id" if where else "event_id", event_id)
-        codec, body = self._pack(data, f"{where}data" if where else "data")
-        key = _fastpath.event_key(config.namespace, self._agent_id, event_id)
+        packed = self._pack(data, f"{where}data" if where else "data")
         step = self._step if step is None else checked_step("step", step)
-        kind, now = _event_type(data), _now_us()
-        return Record(
-            Kind.EVENT, config.namespace, self._agent_id, event_id, key, step, kind, now, codec, body, NOWHERE, None
-        )
+        return event_record(self._config.namespace, self._agent_id, event_id, step, data, packed)
 
     def _checkpoint(self, step: int, data: Any) -> Record:
         step = checked_step("step", step)
-        codec, body = self._pack(data, "data")
-        return Record(
-            Kind.CHECKPOINT,
-            self._config.namespace,
-            self._agent_id,
-            "",
-            unique_key(),
-            step,
-            "",
-            _now_us(),
-            codec,
-            body,
-        )
+        return checkpoint_record(self._config.namespace, self._agent_id, step, self._pack(data, "data"))
 
-    def _state(self, record: Record | None, source: str, database_ok: bool) -> AgentState:
+    def _state(self, found: Found) -> AgentState:
+        record, source, database_ok = found
         if record is None:
             return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
-        return AgentState(
-            self._agent_id,
-            record.step_index,
-            _payload(record),
-            False,
-            "wal" if source == "wal" else "database",
-            database_ok,
-        )
+        return AgentState(self._agent_id, record.step_index, _payload(record), False, source, database_ok)
 
     def _deadline(self) -> float:
         return time.monotonic() + self._config.timeout
+
+
+def event_record(
+    namespace: str, agent_id: str, event_id: str, step: int, data: Any, packed: tuple[Codec, bytes]
+) -> Record:
+    """An event that is checked and packed."""
+    key = _fastpath.event_key(namespace, agent_id, event_id)
+    kind, now = _event_type(data), _now_us()
+    codec, body = packed
+    return Record(Kind.EVENT, namespace, agent_id, event_id, key, step, kind, now, codec, body, NOWHERE, None)
+
+
+def checkpoint_record(namespace: str, agent_id: str, step: int, packed: tuple[Codec, bytes]) -> Record:
+    """A checkpoint that is checked and packed; a new one at every call."""
+    return Record(Kind.CHECKPOINT, namespace, agent_id, "", unique_key(), step, "", _now_us(), *packed)
 
 
 def batches(records: list[Record]) -> Iterator[list[Record]]:

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import trace_json
-from .config import MAX_PAYLOAD_DEPTH
 
 _PIPED_WIDTH = 100_000
 """A pipe has no width: nothing is wrapped or cut for it."""
@@ -67,7 +66,7 @@ def _write(text: str) -> None:
 
 def payload(value: Any) -> Any:
     """A payload in JSON's own types, as ``agent_traces`` shows it but whole: bytes become objects that say so."""
-    return json.loads(trace_json.to_json(value, limit=sys.maxsize, depth=MAX_PAYLOAD_DEPTH + 2))
+    return json.loads(trace_json.whole_value(value))
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -315,6 +315,8 @@ def _found(record: Record, keep: bool) -> FoundStep:
 
 
 Source = Literal["wal", "database", "none"]
+Found = tuple[Record | None, Source, bool]
+"""An agent's newest checkpoint, where it was read, and whether the database answered."""
 
 
 def newest_checkpoint(
@@ -323,7 +325,7 @@ def newest_checkpoint(
     namespace: str,
     agent_id: str,
     deadline: float,
-) -> tuple[Record | None, Source, bool]:
+) -> Found:
     """The checkpoint with the greatest position, where it was read, and whether the database answered.
 
     The log is read first: what is trimmed from it afterwards is in the database by then. Raises ``StoreUnavailable`` when
@@ -344,9 +346,7 @@ def newest_in_log(last: Record | None, dead: Sequence[Record]) -> Record | None:
     return last
 
 
-def newest_of(
-    agent_id: str, found: Record | None, row: Record | StoreUnavailable | None
-) -> tuple[Record | None, Source, bool]:
+def newest_of(agent_id: str, found: Record | None, row: Record | StoreUnavailable | None) -> Found:
     """What :func:`newest_checkpoint` gives and raises, of what the log and then the database said."""
     if isinstance(row, StoreUnavailable):
         if found is None:
@@ -369,6 +369,7 @@ def _newer(one: Record | None, other: Record) -> Record:
 __all__ = [
     "NOWHERE",
     "Entry",
+    "Found",
     "FoundStep",
     "History",
     "StepPast",

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from . import trace_json
-from .errors import BodyMissing, ConfigurationError, InvalidArgument, SkialithError, StoreUnavailable
+from .errors import ConfigurationError, InvalidArgument, SkialithError, StoreUnavailable
 from .records import DeadLetter, Kind, iso
 from .runtime import Runtime
 from .stores.base import LetterPlace
@@ -178,11 +178,4 @@ def document(found: Found) -> dict[str, Any]:
 
 def payload(letter: DeadLetter) -> str:
     """The JSON text of the payload; ``null`` when there is no record, or its body is lost."""
-    if letter.record is None:
-        return "null"
-    try:
-        return trace_json.whole(letter.record)
-    except BodyMissing:
-        return "null"
-    except ValueError as error:
-        return trace_json.omitted(f"cannot be decoded: {error}", len(letter.record.body or b""))
+    return "null" if letter.record is None or letter.record.body is None else trace_json.shown(letter.record)

@@ -135,6 +135,18 @@ def step_key(begun: blake2b, step_id: str) -> bytes:
     return digest.digest()
 
 
+def retry_id(record: Record, call: str) -> bytes:
+    """The 16-byte message id of a checkpoint that is a retry of the call that ``call`` names, if its content is the same too.
+
+    No more than a message id: were it the record's key, a name that is used for two calls would lose the second one.
+    """
+    digest = blake2b(digest_size=16, person=b"skialith-retry")
+    for part in (record.namespace.encode(), record.agent_id.encode(), call.encode(), str(record.step_index).encode()):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    digest.update(record.body or b"")
+    return digest.digest()
+
+
 def is_step(record: Record) -> bool:
     """Whether an event is a recorded step, and not merely one whose payload says so."""
     if record.event_type != STEP:

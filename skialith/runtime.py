@@ -24,7 +24,7 @@ from .errors import (
 )
 from .graph_past import Filled, NoThreads, Past, ThreadStore
 from .graph_recent import Recent
-from .history import History, NothingStored, PastStore, StepPast, newest_checkpoint
+from .history import Found, History, NothingStored, PastStore, StepPast, newest_checkpoint
 from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
@@ -198,7 +198,7 @@ class Runtime:
         self._agents.add(thread_name)
         self.wal.watch_writer()
 
-    def newest_checkpoint(self, agent_id: str, deadline: float) -> tuple[Record | None, str, bool]:
+    def newest_checkpoint(self, agent_id: str, deadline: float) -> Found:
         return newest_checkpoint(self.wal, self._reading, self.config.namespace, agent_id, deadline)
 
     def stored_checkpoint(self, agent_id: str) -> Record | None:

@@ -53,8 +53,9 @@ LAG_SECONDS = 60.0
 """Default age of the oldest of them over which the sidecar is not ready."""
 
 # ---- leases
-LEASE_IDLE_SECONDS = 24 * 3600.0
-"""How long a lease that no request carried is still renewed; behind that it ages out."""
+LEASE_SECONDS = 24 * 3600.0
+"""Life of an owner's lease, unless ``lease_seconds`` is longer: the sidecar cannot tell whether an owner that waits still
+lives, so a lease is renewed by the writes that carry it, and by nothing else."""
 OWNER_CHARACTERS = 255
 """Longest text by which an owner is named to whoever it is replaced by, and the other way round."""
 

@@ -59,11 +59,28 @@ async def _engine(request: Request) -> Engine:
 
 AgentId = Annotated[str, Depends(_agent_id)]
 EngineOf = Annotated[Engine, Depends(_engine)]
-LeaseToken = Annotated[
-    str | None,
-    Header(
-        alias="Skialith-Lease",
-        pattern="^[0-9a-f]{32}$",
-        description="The token that `resume` gave. Without it the write is not fenced.",
-    ),
-]
+
+
+def connected(request: Request) -> Callable[[], Coroutine[Any, Any, bool]]:
+    """Whether the client still waits for the answer, as a question."""
+
+    async def still() -> bool:
+        return not await request.is_disconnected()
+
+    return still
+
+
+def client_name(request: Request) -> str:
+    """How an owner that gave no name is named to others."""
+    return f"{request.client.host} port {request.client.port}" if request.client is not None else "a client"
+
+
+def _lease(description: str) -> Any:
+    pattern = "^[0-9a-f]{32}$"
+    return Header(
+        alias="Skialith-Lease", pattern=pattern, description=description, examples=["6f0c1e0d5a3b4c2d9e8f7a6b5c4d3e2f"]
+    )
+
+
+LeaseToken = Annotated[str | None, _lease("The token that `resume` gave. Without it the write is not fenced.")]
+RequiredLease = Annotated[str, _lease("The token that `resume` gave.")]

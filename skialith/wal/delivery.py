@@ -18,8 +18,8 @@ from ..errors import Outcome, SkialithError, WalFull, WalRejected, WalUnavailabl
 from ..records import Ack
 from . import frames
 from .api import ApiError, NoResponders, backoff
-from .lane import Entry, Lane, who
-from .lease import WRONG_LAST_SEQUENCE, Leases
+from .lane import Entry, Lane, Owner, who
+from .lease import WRONG_LAST_SEQUENCE, LeaseMoved, Leases
 from .read import Reader
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
@@ -84,6 +84,10 @@ class Delivery:
             except Refused as refused:
                 self._fail_group(lane, group, refused.error)
                 return
+            except LeaseMoved as error:
+                lane.lease = None
+                self._fail_group(lane, list(lane.queue), error)
+                return
             except SkialithError as error:
                 self._fail_group(lane, group, error)
                 return
@@ -118,8 +122,7 @@ class Delivery:
         self._check_payload(lane, group)
         if lane.name != BURIAL_LANE:
             await self._check_room(lane, sum(entry.size for entry in group), deadline)
-        if lane.lease is not None:
-            await self._leases.ensure(lane.lease, deadline)
+        await self._check_owner(lane, deadline)
         atomic = bool(group[0].chunks) or (len(group) > 1 and self._stream.replicas > 1)
         seconds = APPEND_ATTEMPT_SECONDS + len(group[0].chunks) * 0.05
         timeout = max(0.01, min(seconds, deadline - time.monotonic()))
@@ -265,6 +268,16 @@ class Delivery:
                     outcome="not_written",
                 )
             )
+
+    async def _check_owner(self, lane: Lane, deadline: float) -> None:
+        lease = lane.lease
+        if isinstance(lane.name, Owner):
+            if lease is None:
+                raise LeaseMoved(f"{who(lane.name)}: its lease is not held here any more; send it again")
+            if self._leases.due(lease):  # it is renewed by use alone
+                await self._leases.renew(lease, deadline)
+        if lease is not None:
+            await self._leases.ensure(lease, deadline)
 
     async def _check_room(self, lane: Lane, size: int, deadline: float) -> None:
         if self._stream.has_room(size):

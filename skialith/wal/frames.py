@@ -45,7 +45,7 @@ def record_entry(
     )
     size = len(data) + _HEADER_BYTES + sum(len(chunk) + _HEADER_BYTES for chunk in chunks)
     chunk_subject = subjects.chunk(record.agent_id) if chunks else ""
-    return Entry(subject, record.key, data, chunk_subject, chunks, size, ticket, deadline)
+    return Entry(subject, ticket.message_id or record.key, data, chunk_subject, chunks, size, ticket, deadline)
 
 
 def letter_entry(letter: DeadLetter, ticket: Ticket, deadline: float, subjects: Subjects, max_payload: int) -> Entry:

@@ -22,8 +22,15 @@ class Thread(NamedTuple):
     name: str
 
 
-LaneName: TypeAlias = str | Thread
-"""An agent's id, or a thread."""
+class Owner(NamedTuple):
+    """Names the lane of an agent's owner outside of this process, who shows the token of its lease at every write."""
+
+    agent_id: str
+    token: str
+
+
+LaneName: TypeAlias = str | Thread | Owner
+"""An agent's id, a thread, or an owner of an agent."""
 
 
 def lane_name(record: Record) -> LaneName:
@@ -33,14 +40,17 @@ def lane_name(record: Record) -> LaneName:
 
 def who(name: LaneName) -> str:
     """A lane as errors name it."""
-    return f"thread {name.name!r}" if isinstance(name, Thread) else f"agent {name!r}"
+    if isinstance(name, Thread):
+        return f"thread {name.name!r}"
+    return f"agent {name.agent_id!r}" if isinstance(name, Owner) else f"agent {name!r}"
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """One record on its way: its head frame's parts, its chunks if it is large, and what is known of its fate.
 
-    ``deadline``: when its call gives up, ``time.monotonic()``. ``size``: bytes in the log, about.
+    ``key``: the message id, 16 bytes. ``deadline``: when its call gives up, ``time.monotonic()``. ``size``: bytes in the log,
+    about.
     """
 
     subject: str
@@ -72,7 +82,8 @@ class Ticket:
     """One call: how many records it has, and what is acknowledged of them, in order.
 
     ``promise``: what its caller waits on; gives ``acks``. ``settle``: of a call that does not wait; gets its one ``Ack``, or
-    its error. ``deadline``: of the last record handed over.
+    its error. ``deadline``: of the last record handed over. ``message_id``: of its one record, if that is not to be the
+    record's key.
     """
 
     name: LaneName
@@ -80,6 +91,7 @@ class Ticket:
     deadline: float = 0.0
     settle: Callable[[Ack | SkialithError], object] | None = None
     failed: bool = False
+    message_id: bytes | None = None
     promise: Outcome = field(default_factory=Promise)
     acks: list[Ack] = field(default_factory=list)
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +25,18 @@ _TRANSIENT = (10164, 10158, 10176, 10008, 10023)
 _ATTEMPT_SECONDS = 2.0
 
 
+class LeaseMoved(WalUnavailable):
+    """Another process holds the lease for the same owner by now, whose later writes may have gone there: nothing that waits
+    here may be sent any more, unless its caller still wants it."""
+
+
 @dataclass(slots=True)
 class Lease:
-    """One agent's ownership by this process. ``seq`` is what every fenced write expects to be the last on the subject."""
+    """One agent's ownership by this process. ``seq`` is what every fenced write expects to be the last on the subject.
+
+    ``by``: of a lease whose token is kept outside, names the process that writes for its owner now; else empty. ``owner``:
+    how its owner is named to others, empty for this process.
+    """
 
     agent_id: str
     subject: str
@@ -38,6 +48,8 @@ class Lease:
     suspect: bool = False
     """An earlier write's fate is unknown: renew before the next one, so that a late copy of it is refused."""
     lost: AgentFenced | None = field(default=None)
+    by: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +59,7 @@ class Holder:
     seq: int
     token: str
     owner: str
+    by: str = ""
 
 
 class Leases:
@@ -57,12 +70,37 @@ class Leases:
         self._stream = stream
         self._seconds = seconds
 
-    async def claim(self, agent_id: str, deadline: float) -> Lease:
-        """Become the owner, whoever was before. Raises ``WalUnavailable``; then nothing is owned."""
-        subject = self._stream.subjects.lease(agent_id)
-        lease = Lease(agent_id, subject, secrets.token_hex(16), 0, "", 0.0)
-        seen = await self._holder(subject, deadline)
-        await self._write(lease, seen.seq if seen else 0, deadline, take_over=True)
+    async def claim(self, agent_id: str, deadline: float, owner: str | None = None) -> Lease:
+        """Become the owner, whoever was before; ``owner`` names one who keeps the token outside of this process.
+
+        Raises ``WalUnavailable``; then nothing is owned.
+        """
+        lease = self._lease(agent_id, secrets.token_hex(16), owner)
+        seen = await self._holder(lease.subject, deadline)
+        await self._write(lease, seen.seq if seen else 0, deadline, lambda _: None)
+        return lease
+
+    async def adopt(self, agent_id: str, token: str, deadline: float) -> Lease:
+        """The lease with this token, written anew, so that copies of what other processes wrote for its owner are refused.
+
+        Raises ``AgentFenced`` if it is not the agent's lease any more, or ``WalUnavailable``.
+        """
+        lease = self._lease(agent_id, token, "")
+
+        def still_there(holder: Holder | None) -> None:
+            if holder is None or holder.token != token:
+                raise self._fenced(lease, holder)
+            lease.owner = holder.owner
+
+        seen = await self._holder(lease.subject, deadline)
+        still_there(seen)
+        await self._write(lease, seen.seq if seen else 0, deadline, still_there)
+        return lease
+
+    def _lease(self, agent_id: str, token: str, owner: str | None) -> Lease:
+        lease = Lease(agent_id, self._stream.subjects.lease(agent_id), token, 0, "", 0.0)
+        if owner is not None:
+            lease.by, lease.owner = secrets.token_hex(8), owner
         return lease
 
     async def renew(self, lease: Lease, deadline: float) -> None:
@@ -70,10 +108,15 @@ class Leases:
 
         Raises ``AgentFenced`` (also set as ``lease.lost``) or ``WalUnavailable``.
         """
-        await self._write(lease, lease.seq, deadline, take_over=False)
+        await self._write(lease, lease.seq, deadline, lambda holder: self._check(lease, holder))
 
-    async def _write(self, lease: Lease, expected: int, deadline: float, *, take_over: bool) -> None:
-        """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success."""
+    async def _write(
+        self, lease: Lease, expected: int, deadline: float, check: Callable[[Holder | None], None]
+    ) -> None:
+        """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success.
+
+        ``check`` raises if the lease must not be taken from who holds it.
+        """
         pauses = backoff()
         record = json.dumps(
             {
@@ -81,6 +124,8 @@ class Leases:
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "agent": lease.agent_id,
+                "by": lease.by,
+                "owner": lease.owner,
             }
         ).encode()
         while True:
@@ -102,11 +147,10 @@ class Leases:
                 )
             await self._pause(next(pauses), deadline, lease.agent_id)
             holder = await self._holder(lease.subject, deadline)
-            if holder is not None and holder.token == lease.token and holder.seq != expected:
+            if holder is not None and _is_mine(lease, holder) and holder.seq != expected:
                 self._hold(lease, holder.seq, server_id)
                 return
-            if not take_over:
-                self._check(lease, holder)
+            check(holder)
             expected = holder.seq if holder else 0
 
     async def _publish(self, subject: str, expected: int, record: bytes, deadline: float) -> tuple[Any, ...]:
@@ -155,15 +199,26 @@ class Leases:
         message = answer["message"]
         try:
             body = json.loads(base64.b64decode(message.get("data", "")))
-            return Holder(message["seq"], str(body["token"]), f"{body['host']} pid {body['pid']}")
+            token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
+            return Holder(message["seq"], token, str(body.get("owner") or process), str(body.get("by", "")))
         except (ValueError, KeyError, TypeError):
             return Holder(message["seq"], "", "an unreadable lease record")
 
     def _check(self, lease: Lease, holder: Holder | None) -> None:
-        """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``."""
-        if holder is not None and holder.token == lease.token:
+        """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``, or ``LeaseMoved``."""
+        if holder is not None and _is_mine(lease, holder):
             lease.seq = holder.seq
             return
+        if holder is not None and holder.token == lease.token:
+            raise LeaseMoved(
+                f"agent {lease.agent_id!r}: another process writes for its owner by now; send it again",
+                outcome="not_written",
+            )
+        lease.lost = self._fenced(lease, holder)
+        raise lease.lost
+
+    @staticmethod
+    def _fenced(lease: Lease, holder: Holder | None) -> AgentFenced:
         if holder is None:
             text, owner = (
                 f"the lease of agent {lease.agent_id!r} expired: call resume() again",
@@ -172,8 +227,7 @@ class Leases:
         else:
             text = f"agent {lease.agent_id!r} was taken over by {holder.owner}: call resume() to own it again"
             owner = holder.owner
-        lease.lost = AgentFenced(text, agent_id=lease.agent_id, owner=owner)
-        raise lease.lost
+        return AgentFenced(text, agent_id=lease.agent_id, owner=owner)
 
     async def verify(self, lease: Lease, deadline: float) -> None:
         """Read the lease: mine, adopt its sequence; otherwise raise ``AgentFenced``."""
@@ -203,3 +257,15 @@ class Leases:
         if lease.lost is None:
             body = {"filter": lease.subject, "seq": lease.seq + 1}
             await self._stream.api.once(f"STREAM.PURGE.{self._stream.name}", body, timeout=_ATTEMPT_SECONDS)
+
+    async def disown(self, agent_id: str, token: str, deadline: float) -> None:
+        """Give the agent up for an owner outside of this process; does nothing if it is not the owner any more."""
+        subject = self._stream.subjects.lease(agent_id)
+        holder = await self._holder(subject, deadline)
+        if holder is not None and holder.token == token:
+            body = {"filter": subject, "seq": holder.seq + 1}
+            await self._stream.api.call(f"STREAM.PURGE.{self._stream.name}", body, deadline=deadline)
+
+
+def _is_mine(lease: Lease, holder: Holder) -> bool:
+    return holder.token == lease.token and holder.by == lease.by

@@ -18,7 +18,7 @@ from ._wire import LoopClosed, Unsettled
 from .arrival import Arrival
 from .delivery import BURIAL_LANE, Delivery
 from .futures import Futures
-from .lane import Entry, Lane, LaneName, Thread, Ticket, holding, lane_name, who
+from .lane import Entry, Lane, LaneName, Owner, Thread, Ticket, holding, lane_name, who
 from .lease import Lease, Leases
 from .read import Reader
 from .stream import Stream
@@ -187,7 +187,7 @@ class Log:
         lane = self.lanes.get(name)
         if lane is None:
             new = Lane(name, self._subjects(name))
-            if name != BURIAL_LANE:
+            if name != BURIAL_LANE and not isinstance(name, Owner):
                 new.turn.permit(b"", 0)
             lane = self.lanes.setdefault(name, new)
         return lane
@@ -196,6 +196,8 @@ class Log:
         subjects = self._stream.subjects
         if isinstance(name, Thread):
             return (subjects.graph(name.name),) * 2
+        if isinstance(name, Owner):
+            return subjects.event(name.agent_id), subjects.checkpoint(name.agent_id)
         return (subjects.event(name), subjects.checkpoint(name)) if name != BURIAL_LANE else ("", "")
 
     # ---- on the loop
@@ -250,7 +252,7 @@ class Log:
     def _permit(self, lane: Lane) -> None:
         lease, connection = lane.lease, self._connection
         if lease is None:
-            lane.turn.permit(None if lane.name == BURIAL_LANE else b"", 0)
+            lane.turn.permit(None if lane.name == BURIAL_LANE or isinstance(lane.name, Owner) else b"", 0)
         elif (
             connection.wire.is_open
             and lease.lost is None
@@ -260,13 +262,17 @@ class Log:
             lane.turn.permit(frames.fence(lease), connection.epoch)
 
     def forget_idle(self) -> None:
-        """Let go of the oldest lanes beyond ``IDLE_LANES`` that nobody owns or uses; a thread that still has one looks for
-        its agent's new lane."""
+        """Let go of the oldest lanes beyond ``IDLE_LANES`` that nobody uses and this process does not own; a thread that still
+        has one looks for its agent's new lane, and an owner outside shows its token again."""
         for lane in list(self.lanes.values()):
             if len(self.lanes) <= IDLE_LANES:
                 return
-            if lane.lease is None and not lane.holders and not lane.running and lane.turn.retire():
-                self.lanes.pop(lane.name)
+            if lane.lease is None or isinstance(lane.name, Owner):
+                self._forget(lane)
+
+    def _forget(self, lane: Lane) -> None:
+        if not lane.holders and not lane.running and lane.turn.retire():
+            self.lanes.pop(lane.name, None)
 
     # ---- ownership
 
@@ -285,6 +291,32 @@ class Log:
             lease.users = held.users + 1 if held is not None else 1
             lane.lease = lease
             return lease
+
+    async def claim_for(self, agent_id: str, owner: str, deadline: float) -> Owner:
+        """Own the agent for somebody outside of this process, named ``owner`` to others, who keeps the lease's token."""
+        lease = await self._leases.claim(agent_id, deadline, owner)
+        name = Owner(agent_id, lease.token)
+        async with self._owning(name) as lane:
+            lane.lease = lease
+        return name
+
+    async def adopt(self, owner: Owner, deadline: float) -> None:
+        """From here on this process writes for that owner. Raises ``AgentFenced`` or ``WalUnavailable``."""
+        async with self._owning(owner) as lane:
+            if lane.lease is None:
+                lane.lease = await self._leases.adopt(owner.agent_id, owner.token, deadline)
+
+    def holds(self, owner: Owner) -> bool:
+        """Whether this process writes for that owner; any thread may ask."""
+        lane = self.lanes.get(owner)
+        return lane is not None and lane.lease is not None
+
+    async def disown(self, owner: Owner, deadline: float) -> None:
+        """Give an owner's agent up, behind all that was handed over for it here."""
+        async with self._owning(owner, after_all=True) as lane:
+            await self._leases.disown(owner.agent_id, owner.token, deadline)
+            lane.lease = None
+        self._forget(lane)
 
     async def confirm(self, agent_id: str, deadline: float) -> None:
         """Read the lease, if this process took one. Raises ``AgentFenced`` if it is not this process's any more."""
@@ -311,6 +343,8 @@ class Log:
     async def renew_due(self, deadline: float) -> None:
         """Renew every lease of which a third has passed; give up what nobody uses any more and could not be given up."""
         for agent_id, lane in list(self.lanes.items()):
+            if isinstance(agent_id, Owner):
+                continue
             if lane.lease is not None and lane.lease.users <= 0 and not lane.holders:
                 if not lane.turn.waiting:
                     await self._give_up(agent_id)
@@ -332,9 +366,9 @@ class Log:
             lane.holders -= 1
 
     async def release_all(self) -> None:
-        """Give up every agent that is still owned; what goes wrong leaves a lease to age out."""
+        """Give up every agent that this process owns; what goes wrong leaves a lease to age out."""
         for lane in list(self.lanes.values()):
-            if lane.lease is not None:
+            if lane.lease is not None and not isinstance(lane.name, Owner):
                 lane.lease.users = 1
                 await self.release(lane.name)
 

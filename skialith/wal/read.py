@@ -154,9 +154,9 @@ class Reader:
         message = await self._stream.next_message(last + 1, subject, deadline)
         return message is not None and Position(time_ns(message["time"]), int(message["seq"])) > after
 
-    async def find(self, subject: str, key: bytes, deadline: float) -> int:
-        """Sequence of the record with this key; 0 when it has left the log already."""
-        seq = 1
+    async def find(self, subject: str, message_id: bytes, deadline: float) -> int:
+        """Sequence of the record with this message id; 0 when it has left the log already."""
+        seq, wanted = 1, message_id.hex()
         while True:
             query = {
                 "seq": seq,
@@ -168,9 +168,8 @@ class Reader:
             if not messages:
                 return 0
             for message in messages:
-                record = self._record(message)
-                if record.key == key:
-                    return record.position.seq
+                if (message.headers or {}).get("Nats-Msg-Id") == wanted:
+                    return self._record(message).position.seq
             seq = self._record(messages[-1]).position.seq + 1
 
     async def with_body(self, record: Record, deadline: float) -> Record:

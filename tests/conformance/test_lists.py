@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,8 +22,9 @@ from .test_store import Meddled
 BIG = 2 * PAYLOAD_PART_BYTES + 17
 SEED = int(os.environ.get("SKIALITH_RUN_SEED", "1"))
 PREFIXED = [
-    "a", "a%", "a%b", "a_", "a_b", "ab", "a\0", "a\x7f", "aé", "aa", "A", "b", "%", "%%", "_", "_x", "\\", "é", "é\u0301", "éa", "日本",
-    "日本語", "日\ud7ff", "日\ue000", "🦜", "🦜🦜", "\ud7ff", "\ud7ffz", "\ue000", "\U0010ffff", "\U0010ffffx", "\U0010ffff\U0010ffff",
+    "a", "a%", "a%b", "a_", "a_b", "ab", "a\0", "a\x7f", "aé", "aa", "A", "b", "%", "%%", "_", "_x", "\\", "é", "é\u0301", "éa",
+    "日本", "日本語", "日\ud7ff", "日\ue000", "🦜", "🦜🦜", "\ud7ff", "\ud7ffz", "\ue000",
+    "\U0010ffff", "\U0010ffffx", "\U0010ffff\U0010ffff",
 ]  # fmt: skip
 
 
@@ -49,15 +49,11 @@ def all_traces(store: Store, limit: int, **options: Any) -> list[Trace]:
 
 @pytest.mark.parametrize("prefix", [*PREFIXED, "", "zz", "日\ud7ffx"])
 def test_agents_by_prefix(store: Store, prefix: str) -> None:
-    kinds = itertools.cycle(
-        (
-            lambda n, name: store.write_records([event(n, agent=name)]),
-            lambda n, name: store.write_records([checkpoint(n, agent=name)]),
-            lambda n, name: store.write_dead_letter(letter(event(n, agent=name))),
-        )
-    )
-    for n, (name, write) in enumerate(zip(PREFIXED, kinds, strict=False), 1):
-        write(n, name)
+    for n, name in enumerate(PREFIXED, 1):
+        if n % 3 == 0:
+            store.write_dead_letter(letter(event(n, agent=name)))
+        else:
+            store.write_records([event(n, agent=name) if n % 3 == 1 else checkpoint(n, agent=name)])
     expected = sorted((name for name in PREFIXED if name.startswith(prefix)), key=str.encode)
     assert [agent.agent_id for agent in store.agents(NAMESPACE, prefix=prefix, limit=1000)] == expected
     for limit in (1, 3):
@@ -239,14 +235,10 @@ def test_dead_letters_without_their_payloads(store: Store, sql: Run) -> None:
 
 
 def test_migration_4_on_a_schema_that_has_a_part_of_it(store: Store, sql: Run) -> None:
-    drop: Callable[[str], str]
-    if store.name == "sqlite":
-        drop = "DROP INDEX agent_traces_by_{}".format
-    else:
-        drop = "ALTER TABLE agent_traces DROP KEY by_{}".format
+    drop = "DROP INDEX agent_traces_by_{}" if store.name == "sqlite" else "ALTER TABLE agent_traces DROP KEY by_{}"
     for names in (("type",), ("position",), ("type", "position"), ()):
         for name in names:
-            sql(drop(name))
+            sql(drop.format(name))
         sql("DELETE FROM skialith_migrations WHERE version = 4")
         assert store.migrate() == [4]
         store.traces(NAMESPACE)
