@@ -9,7 +9,7 @@ from importlib import import_module
 from fastapi import FastAPI
 
 from ..config import Config
-from . import problems, requests, writes
+from . import letters, problems, reads, requests, writes
 from .config import SidecarConfig
 from .engine import Engine
 
@@ -43,6 +43,6 @@ def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
     app.state.engine = engine
     app.router.route_class = requests.Route
     problems.install(app)
-    for module in (writes,):
+    for module in (writes, reads, letters):
         app.include_router(module.router)
     return app
