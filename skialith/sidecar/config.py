@@ -6,6 +6,7 @@ A setting is an option of ``skialith serve`` or an environment variable ``SKIALI
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
@@ -110,6 +111,7 @@ class SidecarConfig:
             return False
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 _ENVIRONMENT = {"token": "SKIALITH_TOKEN"} | {
     field.name: f"SKIALITH_HTTP_{field.name.upper()}" for field in fields(SidecarConfig) if field.name != "token"
 }
@@ -131,6 +133,8 @@ def load(environ: Mapping[str, str] | None = None, **options: Any) -> SidecarCon
             values[name] = _read(name, variable, text)
     if options:
         raise ConfigurationError(f"unknown setting {min(options)!r}")
+    if "cors_origins" in values:
+        values["cors_origins"] = tuple(origin.rstrip("/").lower() for origin in values["cors_origins"])
     return _checked(SidecarConfig(**values))
 
 
@@ -155,6 +159,9 @@ def _checked(config: SidecarConfig) -> SidecarConfig:
         value = getattr(config, name)
         if not least <= value <= most:
             raise ConfigurationError(f"{name} {value}: use {least} to {most}")
+    for origin in config.cors_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigurationError(f"cors_origins {origin!r}: use scheme://host or scheme://host:port, or * for any")
     if config.log_format not in LOG_FORMATS:
         raise ConfigurationError(f"log_format {config.log_format!r}: use one of {', '.join(LOG_FORMATS)}")
     if config.lag_records < 0 or not config.lag_seconds >= 0:

@@ -34,7 +34,7 @@ class Guard:
         self._token = None if sidecar.token is None else sidecar.token.encode("ascii")
         self._only_loopback_hosts = sidecar.token is None and sidecar.loopback
         self._limit = sidecar.body_bytes
-        self._origins = frozenset(origin.rstrip("/").lower().encode() for origin in sidecar.cors_origins)
+        self._origins = frozenset(origin.encode() for origin in sidecar.cors_origins)
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

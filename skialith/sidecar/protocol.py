@@ -1,4 +1,4 @@
-"""One HTTP connection: uvicorn's protocol over httptools, and limits for what comes before a request; it refuses in problem JSON."""
+"""One HTTP connection: uvicorn's protocol over httptools, with limits for what comes before a request, and problem JSON."""
 
 from __future__ import annotations
 
