@@ -338,9 +338,10 @@ class Wal:
 
     def status(self, timeout: float) -> WalStatus:
         deadline = time.monotonic() + timeout
-        return self._call(lambda: self._status(deadline), deadline)
+        return self._call(lambda: self.current_status(deadline), deadline)
 
-    async def _status(self, deadline: float) -> WalStatus:
+    async def current_status(self, deadline: float) -> WalStatus:
+        """As :meth:`status`; on the loop thread."""
         info = await self.stream.info(deadline)
         state, config = info["state"], info["config"]
         names = (WRITER, TRACE_INGEST) if self.stream.traces else (WRITER,)
