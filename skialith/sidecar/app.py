@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ..config import Config
-from . import metrics, operations, problems, requests, writes
+from . import letters, metrics, operations, problems, reads, requests, writes
 from .config import SidecarConfig
 from .engine import Engine
 from .guard import Guard
@@ -49,7 +49,7 @@ def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
     app.state.probe = operations.Probe(engine)
     app.router.route_class = requests.Route
     problems.install(app)
-    for module in (writes, operations):
+    for module in (writes, reads, letters, operations):
         app.include_router(module.router)
     _guard(app, sidecar)
     return app

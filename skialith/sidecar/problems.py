@@ -21,6 +21,7 @@ from ..errors import (
     InvalidArgument,
     RecordTooLarge,
     SkialithError,
+    StoreDataError,
     StoreUnavailable,
     WalFull,
     WalUnavailable,
@@ -45,6 +46,7 @@ _KINDS: tuple[tuple[type[SkialithError], _Kind], ...] = (
     (AgentFenced, _Kind(409, "fenced", "Agent fenced")),
     (WalFull, _Kind(507, "log-full", "The log is full")),
     (WalUnavailable, _Kind(503, "log-unavailable", "The log is away")),
+    (StoreDataError, _Kind(422, "refused", "The database refuses the record")),
     (StoreUnavailable, _Kind(503, "database-unavailable", "The database is away")),
     (Closed, _Kind(503, "stopping", "The sidecar is stopping")),
     (ConfigurationError, _Kind(500, "misconfigured", "The sidecar is misconfigured")),
@@ -189,4 +191,9 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-_TITLES = {409: "Another owner, or none any more", 500: "Internal error", 507: "The log is full"}
+_TITLES = {
+    409: "Another owner, or none any more",
+    422: "The database refuses the record",
+    500: "Internal error",
+    507: "The log is full",
+}
