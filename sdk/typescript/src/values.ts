@@ -59,7 +59,8 @@ export function encoded(value: unknown, path: string, fate = "nothing was sent")
       holders.pop();
       keys.pop();
     }
-    const fault = faultOf(found, this, key, holders);
+    const was = (this as Readonly<Record<string, unknown>>)[key];
+    const fault = found === null && was instanceof Date ? "an invalid Date is not JSON" : faultOf(found, this, key, holders);
     if (fault !== undefined) throw faulty(pathOf(path, holders, keys, key), `${fault}; ${fate}`);
     if (typeof found === "object" && found !== null) {
       holders.push(found);
