@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from . import payloads
+from . import letters
 from .cli_settings import changing, looking, takes_settings
-from .cli_show import console, emit, facts, iso, note, payload, plural, printable, say, table, when
+from .cli_show import console, emit, facts, note, plural, printable, say, table, when
 from .cli_show import show as show_table
 from .config import Config
 from .errors import ConfigurationError, InvalidArgument, SkialithError, StoreUnavailable
-from .records import DeadLetter, Kind, Position
+from .letters import Found, NoSuchLetter
+from .records import DeadLetter, Kind
 from .runtime import Runtime
-from .writer.sinks import trace_of
 
 app = typer.Typer(no_args_is_help=True, help="What the database refused: list, show, replay, discard.")
 
@@ -31,20 +29,7 @@ Ids = Annotated[
 ]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
 
-_PAGE = 500
 _PEOPLE_LETTERS = 100
-
-
-class Found(NamedTuple):
-    """A dead letter and where it is kept: the table ``dead_letters``, or the stream of the log behind it."""
-
-    letter: DeadLetter
-    place: Literal["table", "stream"]
-
-    @property
-    def id(self) -> str:
-        """``<sink>/<key in hex>``, unique among dead letters."""
-        return f"{self.letter.sink}/{self.letter.key.hex()}"
 
 
 # ---- the commands
@@ -62,11 +47,11 @@ def list_letters(
     """List dead letters, oldest first, from the table and from the log."""
     wanted = limit if as_json or limit else _PEOPLE_LETTERS
     with looking(config) as engine:
-        found, unread = _every(engine, None if wanted is None else wanted + 1)
+        found, unread = letters.every(engine, None if wanted is None else wanted + 1, whole=False)
     more = wanted is not None and len(found) > wanted
     found = found[:wanted]
     if as_json:
-        emit([_document(each) for each in found])
+        emit([letters.document(each) for each in found])
     elif found:
         rows = table("ID", "AGENT", "RECORD", "GIVEN UP", "IN", "WHY")
         for each in found:
@@ -96,7 +81,7 @@ def show(config: Config, letter_id: Annotated[str, typer.Argument(metavar="ID")]
     with looking(config) as engine:
         found = _chosen(engine, [letter_id])[0]
     if as_json:
-        emit({**_document(found), "data": _data(found.letter), "raw_hex": found.letter.raw.hex()})
+        emit({**letters.document(found), "data": _data(found.letter), "raw_hex": found.letter.raw.hex()})
         return
     letter = found.letter
     rows: list[tuple[str, Any]] = [
@@ -124,7 +109,7 @@ def replay(config: Config, ids: Ids = None, everything: All = False) -> None:
     _check_selection(ids, everything)
     with changing(config) as engine:
         found = _selected(engine, ids)
-        failures = _each(found, "storing", lambda each: _replay(engine, each))
+        failures = _each(found, "storing", lambda each: letters.replay(engine, each))
     _report("stored", found, failures)
 
 
@@ -147,47 +132,11 @@ def discard(
                 )
             question = f"Remove {plural(len(found), 'dead letter')} for good? They are the last copy of these records."
             typer.confirm(question, abort=True)
-        failures = _each(found, "discarding", lambda each: _discard(engine, each))
+        failures = _each(found, "discarding", lambda each: letters.discard(engine, each))
     _report("discarded", found, failures)
 
 
 # ---- what they do
-
-
-def _replay(engine: Runtime, each: Found) -> None:
-    letter = each.letter
-    if letter.record is None:
-        raise InvalidArgument("the message does not decode as a record, so there is nothing to store; discard it")
-    if each.place == "stream":
-        _check_binding(engine)
-    is_trace = letter.sink == "trace_ingest"
-    engine.store.replay_dead_letter(
-        letter, None if is_trace else letter.record, trace_of(letter.record) if is_trace else None
-    )
-    if each.place == "stream":
-        _remove_from_stream(engine, letter)
-
-
-def _check_binding(engine: Runtime) -> None:
-    """A letter leaves the log only for the database that this log feeds: in another one it would be lost."""
-    wal_id = engine.wal.stream.wal_id
-    if engine.store.bound_wal(engine.config.namespace) != wal_id:
-        raise ConfigurationError(
-            f"the database {engine.store.url} is not fed by the log {wal_id}: give --database-url of the writer of this log"
-        )
-
-
-def _discard(engine: Runtime, each: Found) -> None:
-    if each.place == "table":
-        engine.store.discard_dead_letter(each.letter.sink, each.letter.key)
-    else:
-        _remove_from_stream(engine, each.letter)
-
-
-def _remove_from_stream(engine: Runtime, letter: DeadLetter) -> None:
-    timeout = engine.config.timeout
-    deadline = time.monotonic() + timeout
-    engine.wal.call(lambda: engine.wal.dead.discard(letter.sink, letter.key, deadline), timeout)
 
 
 def _each(found: list[Found], doing: str, act: Callable[[Found], None]) -> list[tuple[Found, SkialithError]]:
@@ -221,39 +170,6 @@ def _report(done: str, found: list[Found], failures: list[tuple[Found, SkialithE
 # ---- finding them
 
 
-def _every(engine: Runtime, limit: int | None) -> tuple[list[Found], StoreUnavailable | None]:
-    """Dead letters of both places, oldest first; and why the table could not be read, if it could not."""
-    unread = None
-    found = [Found(letter, "stream") for letter in _in_stream(engine)]
-    try:
-        found.extend(Found(letter, "table") for letter in islice(_in_table(engine), limit))
-    except StoreUnavailable as error:
-        unread = error
-    return sorted(found, key=lambda each: each.letter.position)[:limit], unread
-
-
-def _in_stream(engine: Runtime) -> list[DeadLetter]:
-    timeout = engine.config.timeout
-    deadline = time.monotonic() + timeout
-    wal = engine.wal
-    if not wal.call(lambda: wal.dead.count(deadline), timeout):
-        return []
-    return wal.call(lambda: wal.dead.read(wal.stream.subjects.dead, deadline), timeout)
-
-
-def _in_table(engine: Runtime) -> Iterator[DeadLetter]:
-    since: Position | None = None
-    seen: set[tuple[str, bytes]] = set()
-    while True:
-        page = engine.store.dead_letters(engine.config.namespace, since=since, limit=_PAGE)
-        fresh = [letter for letter in page if (letter.sink, letter.key) not in seen]
-        yield from fresh
-        if len(page) < _PAGE or not fresh:
-            return
-        seen = {(letter.sink, letter.key) for letter in page}
-        since = page[-1].position
-
-
 def _check_selection(ids: list[str] | None, everything: bool) -> None:
     if bool(ids) == everything:
         raise InvalidArgument("give the ids of dead letters (`skialith dead-letters list`), or --all")
@@ -263,7 +179,7 @@ def _selected(engine: Runtime, ids: list[str] | None) -> list[Found]:
     """Those with these ids, or all."""
     if ids:
         return _chosen(engine, ids)
-    found, unread = _every(engine, None)
+    found, unread = letters.every(engine, None)
     if unread is not None:
         raise unread
     return found
@@ -271,7 +187,7 @@ def _selected(engine: Runtime, ids: list[str] | None) -> list[Found]:
 
 def _chosen(engine: Runtime, ids: list[str]) -> list[Found]:
     """The dead letters with these ids; the first characters of an id, or of its key, are enough if they fit one."""
-    found, unread = _every(engine, None)
+    found, unread = letters.every(engine, None)
     chosen: list[Found] = []
     for wanted in ids:
         matching = [each for each in found if each.id.startswith(wanted) or each.letter.key.hex().startswith(wanted)]
@@ -285,10 +201,6 @@ def _chosen(engine: Runtime, ids: list[str]) -> list[Found]:
             raise NoSuchLetter(f"no dead letter {wanted!r} in the namespace: `skialith dead-letters list` shows them")
         chosen.extend(each for each in matching if each not in chosen)
     return chosen
-
-
-class NoSuchLetter(SkialithError):
-    """There is no dead letter with this id (any more)."""
 
 
 def _warn_unread(unread: StoreUnavailable | None) -> None:
@@ -319,34 +231,5 @@ def _record(found: Found) -> str:
     return f"event {record.record_id}" if found.letter.sink == "writer" else f"trace of event {record.record_id}"
 
 
-_KINDS: dict[int, str] = {Kind.EVENT: "event", Kind.CHECKPOINT: "checkpoint"}
-"""What ``kind`` is in JSON; of a graph's record it is the operation on its thread."""
-
-
-def _document(found: Found) -> dict[str, Any]:
-    letter, record = found.letter, found.letter.record
-    kind = None if record is None else _KINDS.get(record.kind, record.event_type)
-    return {
-        "id": found.id,
-        "kept_in": found.place,
-        "sink": letter.sink,
-        "agent_id": None if record is None else record.agent_id,
-        "kind": kind,
-        "event_id": record.record_id if record is not None and kind == "event" else None,
-        "step_index": None if record is None else record.step_index,
-        "cursor": letter.position.cursor(),
-        "error": letter.error,
-        "error_code": letter.error_code,
-        "given_up_at": iso(letter.dead_us),
-        "decodes": record is not None,
-    }
-
-
 def _data(letter: DeadLetter) -> Any:
-    """The payload in JSON's types; None when there is no record, or its body cannot be read."""
-    if letter.record is None or letter.record.body is None:
-        return None
-    try:
-        return payload(payloads.decode(letter.record.codec, letter.record.body))
-    except ValueError as error:
-        return {"skialith_omitted": f"cannot be decoded: {error}"}
+    return json.loads(letters.payload(letter))

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .cli_settings import agent_of, looking, takes_settings
-from .cli_show import emit, facts, iso, note, payload, plural, printable, say, show, size, span, table, when
+from .cli_show import emit, facts, note, payload, plural, printable, say, show, size, span, table, when
 from .config import Config
 from .errors import SkialithError, StoreError
-from .records import Event
+from .records import Event, iso
 from .runtime import Runtime
 from .stores.base import AgentSummary
 from .wal.client import ConsumerLag, WalStatus

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from . import trace_json
-from .config import MAX_PAYLOAD_DEPTH
 
 _PIPED_WIDTH = 100_000
 """A pipe has no width: nothing is wrapped or cut for it."""
@@ -67,7 +66,7 @@ def _write(text: str) -> None:
 
 def payload(value: Any) -> Any:
     """A payload in JSON's own types, as ``agent_traces`` shows it but whole: bytes become objects that say so."""
-    return json.loads(trace_json.to_json(value, limit=sys.maxsize, depth=MAX_PAYLOAD_DEPTH + 2))
+    return json.loads(trace_json.whole_value(value))
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -112,11 +111,6 @@ def span(seconds: float) -> str:
 def when(us: int) -> str:
     """Unix microseconds for people: local time to the second."""
     return datetime.fromtimestamp(us / 1e6, timezone.utc).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def iso(us: int) -> str:
-    """Unix microseconds as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(us / 1e6, timezone.utc).isoformat(timespec="microseconds")
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

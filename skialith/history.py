@@ -42,6 +42,7 @@ class PastStore(Protocol):
     def steps(
         self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
     ) -> list[StepEntry]: ...
+    def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None: ...
 
 
 class NothingStored:
@@ -58,6 +59,9 @@ class NothingStored:
 
     def steps(self, *_: object, **__: object) -> list[StepEntry]:
         return []
+
+    def event(self, *_: object) -> Record | None:
+        return None
 
 
 Entry = tuple[Record, bool, bool]
@@ -86,8 +90,11 @@ class History:
         self._timeout = timeout
         self._unstored: set[bytes] = set()
 
-    def entries(self, after: Position) -> Iterator[Entry]:
-        """Events behind ``after`` until the end of the log at the time of the call, oldest first, read lazily."""
+    def entries(self, after: Position, at_once: int = HISTORY_PAGE_RECORDS) -> Iterator[Entry]:
+        """Events behind ``after`` until the end of the log at the time of the call, oldest first, read lazily.
+
+        ``at_once``: how many the database is asked for together.
+        """
         end = self._wal.end(self._deadline())
         dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
         cursor = after
@@ -95,7 +102,7 @@ class History:
             heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
             upper = min(heads[-1].position, end) if more else end
             buried = [record for record in dead if cursor < record.position <= upper]
-            yield from self._between(cursor, upper, heads, buried)
+            yield from self._between(cursor, upper, heads, buried, at_once)
             if upper >= end:
                 return
             cursor = upper
@@ -106,12 +113,13 @@ class History:
         upper: Position,
         heads: list[Record],
         buried: list[Record],
+        at_once: int,
     ) -> Iterator[Entry]:
         """Everything in (after, upper], in pages of the database; large bodies of the log are read one at a time."""
         cursor = after
         while cursor < upper:
             rows = self._store().events(
-                self._namespace, self._agent_id, cursor, upper, HISTORY_PAGE_RECORDS, max_bytes=HISTORY_PAGE_BYTES
+                self._namespace, self._agent_id, cursor, upper, at_once, max_bytes=HISTORY_PAGE_BYTES
             )
             bound = rows[-1][0].position if rows else upper
             page: list[Entry] = [(record, True, dead) for record, dead in rows if record.key not in self._unstored]
@@ -210,12 +218,16 @@ class StepPast:
                 there = entry.record
                 found[entry.key] = FoundStep(entry.position, 0, None) if there is None else _found(there, True)
         except StoreUnavailable as error:
-            if self._wal.anything_stored(self._timeout):
-                raise StoreUnavailable(
-                    f"agent {self._agent_id!r}: the database does not answer ({error}), so it cannot be told which steps are "
-                    "recorded; no function was called and nothing is lost, call again when the database is back"
-                ) from error
+            self._check_all_in_log(error)
         return found
+
+    def _check_all_in_log(self, error: StoreUnavailable) -> None:
+        """The database does not answer: that is no matter while the log still holds all there ever was."""
+        if self._wal.anything_stored(self._timeout):
+            raise StoreUnavailable(
+                f"agent {self._agent_id!r}: the database does not answer ({error}), so it cannot be told which steps are "
+                "recorded; no function was called and nothing is lost, call again when the database is back"
+            ) from error
 
     def _in_log(self) -> Iterator[Record]:
         cursor, more = NOWHERE, True
@@ -245,15 +257,54 @@ class StepPast:
         for entry in self._store().steps(self._namespace, self._agent_id, before, 1):
             if entry.key == key and entry.record is not None and entry.record.body is not None:
                 return _found(entry.record, True)
-        raise BodyMissing(
-            f"agent {self._agent_id!r}: the result of step {step_id!r} (sequence {position.seq}) is lost: it is a dead letter "
-            "without a body, or was deleted; see `skialith dead-letters list`"
-        )
+        raise self._lost(step_id, position)
+
+    def lookup(self, key: bytes, step_id: str) -> FoundStep | None:
+        """One step with its body, wherever it stands; None if it is not recorded. However many steps the agent has, this reads
+        one row, and of the log what is not trimmed if there is no row.
+
+        Raises ``StoreUnavailable`` as :meth:`load`, because the row of an earlier record counts; ``BodyMissing``.
+        """
+        record = self._row(key)
+        if record is None:
+            record = self._unstored(key)
+            # What left the log while it was read is in the database by now.
+            record = self._row(key) or record
+        if record is None:
+            return None
+        if record.body is None:
+            raise self._lost(step_id, record.position)
+        return _found(record, True)
+
+    def _row(self, key: bytes) -> Record | None:
+        try:
+            return self._store().event(self._namespace, self._agent_id, key)
+        except StoreUnavailable as error:
+            self._check_all_in_log(error)
+        return None
+
+    def _unstored(self, key: bytes) -> Record | None:
+        """The step in the log or among its dead letters; without its body if that left the log meanwhile."""
+        for record in self._in_log():
+            if record.key == key:
+                with suppress(WalRejected):
+                    return self._wal.with_body(record, self._deadline())
+                return record
+        dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
+        return next((record for record in dead if record.key == key), None)
 
     def find(self, key: bytes, step_id: str) -> FoundStep:
         """One step with its body, wherever it stands. Raises ``BodyMissing`` if it is nowhere."""
-        found = self.load(memory=0).get(key) or FoundStep(NOWHERE, 0, None)
-        return found if found.body is not None else self.read(key, step_id, found.position)
+        found = self.lookup(key, step_id)
+        if found is None:
+            raise self._lost(step_id, NOWHERE)
+        return found
+
+    def _lost(self, step_id: str, position: Position) -> BodyMissing:
+        return BodyMissing(
+            f"agent {self._agent_id!r}: the result of step {step_id!r} (sequence {position.seq}) is lost: it is a dead letter "
+            "without a body, or was deleted; see `skialith dead-letters list`"
+        )
 
     def _deadline(self) -> float:
         return time.monotonic() + self._timeout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from enum import IntEnum
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
@@ -37,6 +37,11 @@ os.register_at_fork(after_in_child=_keys.renew)
 def unique_key() -> bytes:
     """16 bytes that no other call has given, in any process."""
     return _keys.next()
+
+
+def iso(us: int) -> str:
+    """Unix microseconds as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(us / 1e6, timezone.utc).isoformat(timespec="microseconds")
 
 
 class Kind(IntEnum):

@@ -72,9 +72,22 @@ def whole(record: Record) -> str:
         )
     body = payloads.uncompressed(record.codec, record.body)
     (text,) = _rows.json_texts([body], _QUICK_DEPTH, sys.maxsize)
-    if text is not None:
-        return text
-    return to_json(payloads.decode(_PLAIN, body), len(body), limit=sys.maxsize, depth=_WHOLE_DEPTH)
+    return whole_value(payloads.decode(_PLAIN, body)) if text is None else text
+
+
+def whole_value(value: Any) -> str:
+    """The JSON text of a payload that is decoded already, however large and deep it is."""
+    return to_json(value, limit=sys.maxsize, depth=_WHOLE_DEPTH)
+
+
+def shown(record: Record) -> str:
+    """As :func:`whole`, with a marker for what that raises."""
+    try:
+        return whole(record)
+    except BodyMissing:
+        return omitted("lost", 0 if record.manifest is None else record.manifest.size)
+    except ValueError as error:
+        return omitted(f"cannot be decoded: {error}", len(record.body or b""))
 
 
 def to_json(value: Any, size: int = 0, *, limit: int = TRACE_JSON_BYTES, depth: int = TRACE_JSON_DEPTH) -> str:

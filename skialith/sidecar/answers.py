@@ -8,9 +8,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from .. import trace_json
+from .. import payloads, trace_json
 from ..awaiting import in_thread
 from ..config import AWAITED_INLINE_BYTES
+from ..history import FoundStep
 from ..records import Codec, Record
 
 MEDIA_TYPE = "application/json"
@@ -26,6 +27,19 @@ def document(fields: Mapping[str, Any], **texts: str) -> str:
 def listed(texts: list[str]) -> str:
     """The JSON text of a list of JSON texts."""
     return "[" + ", ".join(texts) + "]"
+
+
+def page(name: str, texts: list[str], following: str | None) -> bytes:
+    """A page of a list: its entries, which are JSON text already, and the cursor of the next one."""
+    return document({"next": following}, **{name: listed(texts)}).encode()
+
+
+def step(step_id: str, found: FoundStep) -> str:
+    """The JSON text of a recorded step, which has its body. Raises ``ValueError`` when that cannot be decoded."""
+    recorded = payloads.decode(found.codec, found.body or b"")
+    outcome = "error" if "error" in recorded else "result"
+    fields = {"step_id": step_id, "function": recorded["function"]}
+    return document(fields, **{outcome: trace_json.whole_value(recorded[outcome])})
 
 
 def answer(text: str | bytes) -> Response:

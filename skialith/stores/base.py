@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from ..graphs import Put, Typed
-from ..records import DeadLetter, Position, Record, Trace
+from ..records import NOWHERE, DeadLetter, Position, Record, Trace
 
 
 class AgentSummary(NamedTuple):
@@ -39,6 +39,14 @@ class StepEntry(NamedTuple):
     key: bytes
     position: Position
     record: Record | None
+
+
+class LetterPlace(NamedTuple):
+    """Where a dead letter stands among the others: two sinks may have given up one message."""
+
+    position: Position
+    sink: str
+    key: bytes
 
 
 Scope: TypeAlias = tuple[Literal["ns_key", "thread_key", "namespace"], bytes | str]
@@ -163,16 +171,58 @@ class Store(Protocol):
         that passes it. Costs the number of steps, however many other events the agent has.
         """
 
-    def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:
-        """Agents with rows, dead letters of the writer included, ordered by the bytes of their id, those behind ``after``."""
+    def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None:
+        """The agent's event with this key and its whole body, dead letters of the sink ``writer`` included; None without one.
+
+        The body is None only for a dead letter whose large body was lost.
+        """
+
+    def agents(self, namespace: str, *, after: str = "", prefix: str = "", limit: int = 100) -> list[AgentSummary]:
+        """Agents with rows, dead letters of the writer included, ordered by the bytes of their id, those behind ``after``.
+
+        ``prefix``: only those whose id begins with it.
+        """
+
+    def traces(
+        self,
+        namespace: str,
+        *,
+        agent_id: str | None = None,
+        event_type: str | None = None,
+        after: Position = NOWHERE,
+        until_ns: int | None = None,
+        limit: int = 100,
+        max_bytes: int | None = None,
+        max_scanned: int | None = None,
+    ) -> tuple[list[Trace], Position | None]:
+        """Traces behind ``after``, oldest first by position, at most ``limit`` (1 or more); and where to go on.
+
+        That is None if these are the last. ``agent_id``, ``event_type``: only these, compared exactly. ``until_ns``: only those
+        that the log stored before this time. ``max_bytes``: the page ends behind the payload that passes it.
+        ``max_scanned``: with both filters the page ends, maybe empty, behind so many traces of the agent. A time of creation
+        that the database could not hold is the nearest one it could.
+        """
 
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
 
+    def count_dead_letters(self, namespace: str) -> int:
+        """Rows of ``dead_letters`` of one namespace."""
+
     def dead_letters(
-        self, namespace: str, *, sink: str | None = None, since: Position | None = None, limit: int = 100
+        self,
+        namespace: str,
+        *,
+        sink: str | None = None,
+        after: LetterPlace | None = None,
+        limit: int = 100,
+        whole: bool = True,
     ) -> list[DeadLetter]:
-        """Dead letters, oldest first by position; ``since``: only those at or behind it."""
+        """Dead letters in the order of ``LetterPlace``; ``after``: only those behind it.
+
+        Without ``whole`` they come without their payloads: ``raw`` is empty and the record's body None. With it a letter that
+        is replayed or discarded while it is read is left out.
+        """
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
         """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""

@@ -1,4 +1,4 @@
-"""Reading back: pages of events, the last checkpoint, agents and dead letters, with large payloads put together again.
+"""Reading back: pages of events, the last checkpoint, steps and dead letters, with large payloads put together again.
 
 Readers run without a transaction. What they read never changes, except that a dead letter may be replayed or discarded at
 any moment; so dead letters are always read first (one that is replayed meanwhile is then seen twice, not never).
@@ -6,13 +6,13 @@ any moment; so dead letters are always read first (one that is replayed meanwhil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..errors import StoreUnavailable
-from ..records import STEP, DeadLetter, Kind, Position, Record, step_hash, step_key
+from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, step_hash, step_key
 from . import rows
-from .base import AgentSummary, StepEntry
+from .base import LetterPlace, StepEntry
 from .rows import Row
 
 WRITER = "writer"
@@ -24,8 +24,9 @@ _TRIES = 5
 _EVENTS = ", ".join(rows.EVENT_COLUMNS)
 _CHECKPOINTS = ", ".join(rows.CHECKPOINT_COLUMNS)
 LETTERS = ", ".join(rows.DEAD_LETTER_COLUMNS)
-_NEWEST = "ORDER BY store_time_ns DESC, seq DESC LIMIT 1"
-_OLDEST = "ORDER BY store_time_ns, seq LIMIT ?"
+_LETTER_HEADS = ", ".join("NULL" if name in ("raw", "body") else name for name in rows.DEAD_LETTER_COLUMNS)
+NEWEST = "ORDER BY store_time_ns DESC, seq DESC LIMIT 1"
+OLDEST = "ORDER BY store_time_ns, seq LIMIT ?"
 _RAW = slice(9, 12)
 _LETTER_BODY = slice(-6, -3)
 _BODY = slice(-3, None)
@@ -71,11 +72,11 @@ def latest_checkpoint(session: Queries, namespace: str, agent_id: str) -> Record
 
     def newest() -> Record | None:
         letters = session.rows(
-            f"SELECT {LETTERS} FROM dead_letters WHERE namespace = ? AND agent_id = ? AND sink = ? AND kind = ? {_NEWEST}",
+            f"SELECT {LETTERS} FROM dead_letters WHERE namespace = ? AND agent_id = ? AND sink = ? AND kind = ? {NEWEST}",
             (namespace, agent_id, WRITER, int(Kind.CHECKPOINT)),
         )
         found = session.rows(
-            f"SELECT {_CHECKPOINTS} FROM agent_checkpoints WHERE namespace = ? AND agent_id = ? {_NEWEST}",
+            f"SELECT {_CHECKPOINTS} FROM agent_checkpoints WHERE namespace = ? AND agent_id = ? {NEWEST}",
             (namespace, agent_id),
         )
         row = rows.to_checkpoint(found[0], None) if found else None
@@ -120,16 +121,16 @@ def _places(
     session: Queries, agent: tuple[str, str], after: Position, up_to: Position | None, limit: int
 ) -> Iterator[_Place]:
     """The page's events in no order: the first ``limit`` of each table."""
-    within, args = _between(after, up_to)
+    within, args = between(after, up_to)
     dead = session.rows(
         "SELECT store_time_ns, seq, record_key, body_bytes FROM dead_letters WHERE namespace = ? AND agent_id = ? "
         f"AND sink = ? AND kind = ? AND {within} AND NOT EXISTS "
-        f"(SELECT 1 FROM agent_events WHERE agent_events.record_key = dead_letters.record_key) {_OLDEST}",
+        f"(SELECT 1 FROM agent_events WHERE agent_events.record_key = dead_letters.record_key) {OLDEST}",
         (*agent, WRITER, int(Kind.EVENT), *args, limit),
     )
     alive = session.rows(
         f"SELECT store_time_ns, seq, record_key, body_bytes FROM agent_events{session.by.format('agent_events', 'agent')} "
-        f"WHERE namespace = ? AND agent_id = ? AND {within} {_OLDEST}",
+        f"WHERE namespace = ? AND agent_id = ? AND {within} {OLDEST}",
         (*agent, *args, limit),
     )
     keys = {key for _, _, key, _ in alive}
@@ -171,7 +172,7 @@ def _by_key(session: Queries, what: str, keys: Sequence[bytes], sink: str | None
         yield from session.rows(f"SELECT {what} WHERE {where}record_key IN ({marks(some)})", (*args, *some))
 
 
-def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, ...]]:
+def between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, ...]]:
     """The condition after < position <= up_to. Not as a comparison of pairs: for that MySQL does not use an index."""
     sql = "store_time_ns >= ? AND (store_time_ns > ? OR seq > ?)"
     args: tuple[int, ...] = (after.time_ns, after.time_ns, after.seq)
@@ -179,6 +180,23 @@ def _between(after: Position, up_to: Position | None) -> tuple[str, tuple[int, .
         sql += " AND store_time_ns <= ? AND (store_time_ns < ? OR seq <= ?)"
         args += (up_to.time_ns, up_to.time_ns, up_to.seq)
     return sql, args
+
+
+def event(session: Queries, agent: tuple[str, str], key: bytes) -> Record | None:
+    """The event of ``agent`` (namespace, agent id) with this key; a dead one if it is no more than that."""
+    where = "record_key = ? AND namespace = ? AND agent_id = ?"
+
+    def read() -> Record | None:
+        dead = session.rows(
+            f"SELECT record_key FROM dead_letters WHERE sink = ? AND kind = ? AND {where}",
+            (WRITER, int(Kind.EVENT), key, *agent),
+        )
+        alive = session.rows(f"SELECT record_key FROM agent_events WHERE {where}", (key, *agent))
+        if not alive and not dead:
+            return None
+        return _load(session, [_Place(NOWHERE, key, 0, not alive)])[0][0]
+
+    return unmoved(read, agent[1])
 
 
 # ---- steps
@@ -199,7 +217,7 @@ def steps(
 
 
 def _step_places(session: Queries, agent: tuple[str, str], after: Position, limit: int) -> Iterator[_Place]:
-    within, args = _between(after, None)
+    within, args = between(after, None)
     dead = session.rows(
         "SELECT store_time_ns, seq, record_key, body_bytes, record_id FROM dead_letters WHERE namespace = ? AND agent_id = ? "
         f"AND sink = ? AND kind = ? AND event_type = ? AND {within} AND NOT EXISTS "
@@ -210,7 +228,7 @@ def _step_places(session: Queries, agent: tuple[str, str], after: Position, limi
         "SELECT place.store_time_ns, place.seq, place.record_key, event.body_bytes "
         f"FROM agent_steps AS place{session.by.format('agent_steps', 'agent')} "
         "JOIN agent_events AS event ON event.record_key = place.record_key "
-        f"WHERE place.namespace = ? AND place.agent_id = ? AND {_of_place(within)} {_of_place(_OLDEST)}",
+        f"WHERE place.namespace = ? AND place.agent_id = ? AND {_of_place(within)} {_of_place(OLDEST)}",
         (*agent, *args, limit),
     )
     keys = {key for _, _, key, _ in alive}
@@ -235,66 +253,31 @@ def _within(places: list[_Place], max_bytes: int) -> Iterator[_Place]:
         yield place
 
 
-# ---- agents
-
-
-class _Group(NamedTuple):
-    rows: int
-    last_ns: int
-
-
-def agents(session: Queries, namespace: str, after: str, limit: int) -> list[AgentSummary]:
-    """Agents with rows in any table, ordered by the bytes of their id."""
-    found: dict[bytes, dict[str, _Group]] = {}
-    for table in ("dead_letters", "agent_events", "agent_checkpoints"):
-        alone = f" AND sink = '{WRITER}' AND kind <> {int(Kind.GRAPH)}" if table == "dead_letters" else ""
-        groups = session.rows(
-            f"SELECT agent_id, COUNT(*), MAX(store_time_ns) FROM {table} WHERE namespace = ? AND agent_id > ?{alone} "
-            "GROUP BY agent_id ORDER BY agent_id LIMIT ?",
-            (namespace, after, limit),
-        )
-        for agent_id, count, last_ns in groups:
-            found.setdefault(rows.text(agent_id).encode(), {})[table] = _Group(count, last_ns)
-    none = _Group(0, 0)
-    return [
-        AgentSummary(
-            agent_id=key.decode(),
-            events=found[key].get("agent_events", none).rows,
-            checkpoints=found[key].get("agent_checkpoints", none).rows,
-            step_index=_step(session, (namespace, key.decode()), found[key].keys()),
-            last_us=max(group.last_ns for group in found[key].values()) // 1000,
-        )
-        for key in sorted(found)[:limit]
-    ]
-
-
-def _step(session: Queries, agent: tuple[str, str], tables: Iterable[str]) -> int:
-    """The step of the last checkpoint, dead letters included; 0 without one."""
-    newest: list[Row] = []
-    columns = "SELECT store_time_ns, seq, step_index FROM"
-    if "dead_letters" in tables:
-        where = "namespace = ? AND agent_id = ? AND sink = ? AND kind = ?"
-        newest += session.rows(
-            f"{columns} dead_letters WHERE {where} {_NEWEST}", (*agent, WRITER, int(Kind.CHECKPOINT))
-        )
-    if "agent_checkpoints" in tables:
-        newest += session.rows(f"{columns} agent_checkpoints WHERE namespace = ? AND agent_id = ? {_NEWEST}", agent)
-    return int(max(newest, default=(0, 0, 0))[2])
-
-
 # ---- dead letters
 
 
-def letters(session: Queries, namespace: str, sink: str | None, since: Position | None, limit: int) -> list[DeadLetter]:
-    """Dead letters, oldest first by position."""
+def letters(
+    session: Queries, namespace: str, sink: str | None, after: LetterPlace | None, limit: int, whole: bool
+) -> list[DeadLetter]:
+    """Dead letters in their order."""
     where, args = "namespace = ?", [namespace]
     if sink is not None:
         where, args = f"{where} AND sink = ?", [*args, sink]
-    start: tuple[int, ...] = ()
-    if since is not None:
-        where += " AND store_time_ns >= ? AND (store_time_ns > ? OR seq >= ?)"
-        start = (since.time_ns, since.time_ns, since.seq)
-    found = session.rows(f"SELECT {LETTERS} FROM dead_letters WHERE {where} {_OLDEST}", (*args, *start, limit))
+    start: tuple[Any, ...] = ()
+    if after is not None:
+        (time_ns, seq), *last = after
+        where += (
+            " AND store_time_ns >= ? AND (store_time_ns > ? OR seq > ? "
+            "OR (seq = ? AND (sink > ? OR (sink = ? AND record_key > ?))))"
+        )
+        start = (time_ns, time_ns, seq, seq, last[0], *last)
+    found = session.rows(
+        f"SELECT {LETTERS if whole else _LETTER_HEADS} FROM dead_letters{session.by.format('dead_letters', 'position')} "
+        f"WHERE {where} ORDER BY store_time_ns, seq, sink, record_key LIMIT ?",
+        (*args, *start, limit),
+    )
+    if not whole:
+        return [rows.to_letter(row, b"", None) for row in found]
     return [letter for letter in (whole_letter(session, row) for row in found) if letter is not None]
 
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
-from ..records import STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
-from . import graph_read, graphs, read, rows
-from .base import AgentSummary, Counts, StepEntry
+from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
+from . import graph_read, graphs, lists, read, rows
+from .base import AgentSummary, Counts, LetterPlace, StepEntry
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
@@ -247,10 +247,32 @@ class SqlStore(ABC):
         with self.reading() as session:
             return read.steps(session, (namespace, agent_id), after, limit, max_bytes)
 
-    def agents(self, namespace: str, *, after: str = "", limit: int = 100) -> list[AgentSummary]:
+    def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None:
+        """The event with this key, dead letters included."""
+        with self.reading() as session:
+            return read.event(session, (namespace, agent_id), key)
+
+    def agents(self, namespace: str, *, after: str = "", prefix: str = "", limit: int = 100) -> list[AgentSummary]:
         """Agents with rows, ordered by the bytes of their id."""
         with self.reading() as session:
-            return read.agents(session, namespace, after, limit)
+            return lists.agents(session, namespace, after, prefix, limit)
+
+    def traces(
+        self,
+        namespace: str,
+        *,
+        agent_id: str | None = None,
+        event_type: str | None = None,
+        after: Position = NOWHERE,
+        until_ns: int | None = None,
+        limit: int = 100,
+        max_bytes: int | None = None,
+        max_scanned: int | None = None,
+    ) -> tuple[list[Trace], Position | None]:
+        """A page of traces, oldest first, and where to go on."""
+        wanted = lists.Wanted(namespace, agent_id, event_type, after, until_ns)
+        with self.reading() as session:
+            return lists.traces(session, wanted, limit, max_bytes, max_scanned)
 
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
@@ -259,12 +281,23 @@ class SqlStore(ABC):
             query = "SELECT COUNT(*) FROM {} WHERE namespace = ?"
             return Counts(*(session.rows(query.format(table), (namespace,))[0][0] for table in tables))
 
+    def count_dead_letters(self, namespace: str) -> int:
+        """Rows of ``dead_letters`` of one namespace."""
+        with self.reading() as session:
+            return int(session.rows("SELECT COUNT(*) FROM dead_letters WHERE namespace = ?", (namespace,))[0][0])
+
     def dead_letters(
-        self, namespace: str, *, sink: str | None = None, since: Position | None = None, limit: int = 100
+        self,
+        namespace: str,
+        *,
+        sink: str | None = None,
+        after: LetterPlace | None = None,
+        limit: int = 100,
+        whole: bool = True,
     ) -> list[DeadLetter]:
         """Dead letters, oldest first."""
         with self.reading() as session:
-            return read.letters(session, namespace, sink, since, limit)
+            return read.letters(session, namespace, sink, after, limit, whole)
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
         """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""

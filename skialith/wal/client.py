@@ -21,7 +21,7 @@ from ..errors import (
     WalUnavailable,
 )
 from ..graphs import Operations
-from ..records import Ack, Position, Record
+from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
 from .lane import LaneName, Ticket
@@ -208,6 +208,18 @@ class Wal:
         """All records that stand in the dead-letter stream, large bodies left out."""
         return self._call(lambda: self.dead.heads(deadline), deadline)
 
+    def dead_letters(self, deadline: float, *, whole: bool) -> list[DeadLetter]:
+        """What stands in the dead-letter stream, oldest first; large bodies only if ``whole``."""
+        if not self.dead_count(deadline):
+            return []
+        return self._call(lambda: self.dead.read(self.stream.subjects.dead, deadline, bodies=whole), deadline)
+
+    def dead_letter(self, sink: str, key: bytes, deadline: float) -> DeadLetter | None:
+        """One dead letter of the stream, with its body."""
+        if not self.dead_count(deadline):
+            return None
+        return self._call(lambda: self.dead.find(sink, key, deadline), deadline)
+
     def dead_count(self, deadline: float) -> int:
         """Messages of the dead-letter stream."""
         return self._call(lambda: self.dead.count(deadline), deadline)
@@ -326,9 +338,10 @@ class Wal:
 
     def status(self, timeout: float) -> WalStatus:
         deadline = time.monotonic() + timeout
-        return self._call(lambda: self._status(deadline), deadline)
+        return self._call(lambda: self.current_status(deadline), deadline)
 
-    async def _status(self, deadline: float) -> WalStatus:
+    async def current_status(self, deadline: float) -> WalStatus:
+        """As :meth:`status`; on the loop thread."""
         info = await self.stream.info(deadline)
         state, config = info["state"], info["config"]
         names = (WRITER, TRACE_INGEST) if self.stream.traces else (WRITER,)

@@ -65,9 +65,16 @@ class DeadLetters:
         self._stream = stream
         self._reader = reader
 
-    async def read(self, subject: str, deadline: float) -> list[DeadLetter]:
-        """Dead letters on a subject (all: ``Subjects.dead``), oldest first, one each, large bodies included."""
-        return [letter for _, letter in await self._numbered(subject, deadline)]
+    async def read(self, subject: str, deadline: float, *, bodies: bool = True) -> list[DeadLetter]:
+        """Dead letters on a subject (all: ``Subjects.dead``), oldest first, one each, large bodies included if ``bodies``."""
+        return [letter for _, letter in await self._numbered(subject, deadline, bodies=bodies)]
+
+    async def find(self, sink: str, key: bytes, deadline: float) -> DeadLetter | None:
+        """One dead letter with its body; None if it is not there."""
+        for seq, letter in await self._numbered(self._stream.subjects.dead, deadline, bodies=False):
+            if (letter.sink, letter.key) == (sink, key):
+                return await self._whole(letter, seq, deadline)
+        return None
 
     async def for_agent(self, agent_id: str, kind: str, deadline: float) -> list[Record]:
         """The records among one agent's dead letters of sink ``writer``; ``kind`` as :func:`letter_kind` gives it."""

@@ -17,7 +17,7 @@ from skialith.config import DATABASE_CONNECTIONS, PAYLOAD_PART_BYTES
 from skialith.errors import InvalidArgument, StoreDataError, StoreUnavailable
 from skialith.records import Codec, Kind, Position, Record
 from skialith.stores import Store, migrate, open_store, read
-from skialith.stores.base import Counts
+from skialith.stores.base import Counts, LetterPlace
 from skialith.stores.sql import SqlStore
 
 from ..fixtures.stores import (
@@ -498,8 +498,10 @@ def test_dead_letters_are_listed_by_position(store: Store) -> None:
     assert store.dead_letters(NAMESPACE) == wrote
     assert store.dead_letters(NAMESPACE, sink="writer") == [wrote[0], wrote[1], wrote[3]]
     assert store.dead_letters(NAMESPACE, limit=2) == wrote[:2]
-    assert store.dead_letters(NAMESPACE, since=wrote[1].position) == wrote[1:]
-    assert store.dead_letters(NAMESPACE, since=Position(TIME_NS + 5, 6)) == wrote[3:]
+    place = LetterPlace(wrote[1].position, "writer", wrote[1].key)
+    assert store.dead_letters(NAMESPACE, after=place) == wrote[2:]
+    assert store.dead_letters(NAMESPACE, after=place._replace(key=b"")) == wrote[1:]
+    assert store.dead_letters(NAMESPACE, after=LetterPlace(Position(TIME_NS + 5, 6), "", b"")) == wrote[3:]
 
 
 @pytest.mark.parametrize("body", [b"small", noise(BIG, 1)], ids=["small", "large"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import stat
@@ -15,7 +16,7 @@ from skialith.errors import StoreDataError, StoreError, StoreUnavailable
 from skialith.records import Position
 from skialith.stores import pool as pool_module
 from skialith.stores import sqlite as sqlite_module
-from skialith.stores.base import Scope
+from skialith.stores.base import LetterPlace, Scope
 from skialith.stores.sqlite import SqliteStore
 
 from ..fixtures.stores import NAMESPACE, event, letter
@@ -177,8 +178,12 @@ def test_pages_and_last_checkpoint_use_the_index(store: SqliteStore) -> None:
         session._connection.set_trace_callback(seen.append)
     store.events(NAMESPACE, "agent", Position(5, 5), Position(9, 9), 10)
     store.latest_checkpoint(NAMESPACE, "agent")
-    store.dead_letters(NAMESPACE, since=Position(5, 5))
+    store.dead_letters(NAMESPACE, after=LetterPlace(Position(5, 5), "writer", b"k" * 16))
     store.agents(NAMESPACE)
+    store.agents(NAMESPACE, after="a", prefix="agent")
+    store.event(NAMESPACE, "agent", b"k" * 16)
+    for agent_id, event_type in itertools.product((None, "agent"), (None, "thought")):
+        store.traces(NAMESPACE, agent_id=agent_id, event_type=event_type, after=Position(5, 5), until_ns=9)
     with store.graphs(NAMESPACE) as threads:
         scopes: list[Scope] = [("ns_key", b"n" * 16), ("thread_key", b"t" * 16), ("namespace", NAMESPACE)]
         for scope in scopes:
