@@ -127,15 +127,21 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/x1": {
+    "/agents/{agent_id}/history": {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
-        /** X1 */
-        get: operations["x1_x1_get"];
+        /**
+         * History
+         * @description The agent's events, oldest first: the log and the database together, dead letters included.
+         *
+         *     A page ends early when its payloads are large, or, with `type`, when it has looked at many events; it may be empty and
+         *     still have `next`. An agent that never saved anything has none.
+         */
+        get: operations["history_agents__agent_id__history_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -144,15 +150,193 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/x2": {
+    "/agents/{agent_id}/steps/{step_id}": {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
-        /** X2 */
-        get: operations["x2_x2_get"];
+        /**
+         * Step
+         * @description What is recorded of a step: its `result`, or `error` in its place; 404 if nothing is.
+         *
+         *     The database is always asked, because the first record of a step counts, so without it the answer is 503 unless the log
+         *     still holds all there ever was.
+         */
+        get: operations["step_agents__agent_id__steps__step_id__get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/agents": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Agents
+         * @description The agents that the database knows, ordered by the bytes of their ids.
+         *
+         *     One whose first record is still in the log alone is not among them yet.
+         */
+        get: operations["agents_agents_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/traces": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Traces
+         * @description Events of all agents as the table `agent_traces` has them, oldest first by `logged_at`, the time at which the log stored
+         *     them; `since` and `until` mean this time too.
+         *
+         *     A trace appears here some moments after its event, and now and then one appears before others that were there already: a
+         *     reader that follows the end begins again a little before it. A page ends early when its payloads are large, or, with
+         *     `agent_id` and `type` together, when it has looked at many traces; it may be empty and still have `next`. While the
+         *     namespace has its traces switched off nothing is added.
+         */
+        get: operations["traces_traces_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/dead-letters": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Dead Letters
+         * @description Records that the database refused for their data, and messages that do not decode, oldest first, without payloads.
+         */
+        get: operations["dead_letters_dead_letters_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/dead-letters/{sink}/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Dead Letter
+         * @description One dead letter with its payload.
+         */
+        get: operations["dead_letter_dead_letters__sink___key__get"];
+        put?: never;
+        post?: never;
+        /**
+         * Discard
+         * @description Give it up for good: for a record this is the last copy.
+         */
+        delete: operations["discard_dead_letters__sink___key__delete"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/dead-letters/{sink}/{key}/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Replay
+         * @description Store it after all, when what was wrong is mended; it is no dead letter any more then. Answered with what it was.
+         */
+        post: operations["replay_dead_letters__sink___key__replay_post"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/health": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Health
+         * @description Whether the process answers; it says nothing of the log or the database. Needs no token.
+         */
+        get: operations["health_health_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/ready": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Ready
+         * @description Whether the log answers, the writer stores, and not too much waits. Needs no token; without it the reasons are left out.
+         */
+        get: operations["ready_ready_get"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/metrics": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Scrape
+         * @description Prometheus metrics; with several workers of all of them together.
+         */
+        get: operations["scrape_metrics_get"];
         put?: never;
         post?: never;
         delete?: never;
@@ -201,6 +385,53 @@ export interface components {
             duplicate: boolean;
         };
         /**
+         * AgentAnswer
+         * @description One agent as the database knows it.
+         */
+        AgentAnswer: {
+            /**
+             * Agent Id
+             * @example my-agent
+             */
+            agent_id: string;
+            /**
+             * Events
+             * @example 12
+             */
+            events: number;
+            /**
+             * Checkpoints
+             * @example 4
+             */
+            checkpoints: number;
+            /**
+             * Step Index
+             * @description Step of the agent, from 0 on.
+             * @example 3
+             */
+            step_index: number;
+            /**
+             * Last At
+             * @description When the log stored its last record.
+             * @example 2026-01-01T12:00:00.000000+00:00
+             */
+            last_at: string;
+        };
+        /**
+         * AgentsAnswer
+         * @description One page of agents, ordered by the bytes of their ids.
+         */
+        AgentsAnswer: {
+            /** Agents */
+            agents: components["schemas"]["AgentAnswer"][];
+            /**
+             * Next
+             * @description Give it as `after` for the next page; null when there is none.
+             * @example null
+             */
+            next: string | null;
+        };
+        /**
          * BatchAnswer
          * @description All of them are durable.
          */
@@ -215,6 +446,27 @@ export interface components {
         BatchBody: {
             /** Events */
             events: components["schemas"]["EventBody"][];
+        };
+        /**
+         * Check
+         * @description One thing that must be well for the sidecar to be ready.
+         */
+        Check: {
+            /**
+             * Name
+             * @example log
+             */
+            name: string;
+            /**
+             * Ok
+             * @example true
+             */
+            ok: boolean;
+            /**
+             * Detail
+             * @example 12 of 8192 MiB used
+             */
+            detail: string;
         };
         /**
          * CheckpointBody
@@ -327,6 +579,23 @@ export interface components {
             detail?: components["schemas"]["ValidationError"][];
         };
         /**
+         * HealthAnswer
+         * @description The process answers.
+         */
+        HealthAnswer: {
+            /**
+             * Status
+             * @default ok
+             * @constant
+             */
+            status: "ok";
+            /**
+             * Version
+             * @example 0.1.0
+             */
+            version: string;
+        };
+        /**
          * HistoryAnswer
          * @description One page of an agent's events, oldest first.
          */
@@ -357,6 +626,87 @@ export interface components {
              * @example 3600
              */
             seconds: number;
+        };
+        /**
+         * LetterAnswer
+         * @description A record that the database refused for its data, or a message that does not decode.
+         */
+        LetterAnswer: {
+            /**
+             * Id
+             * @example writer/00112233445566778899aabbccddeeff
+             */
+            id: string;
+            /**
+             * Kept In
+             * @enum {string}
+             */
+            kept_in: "table" | "stream";
+            /**
+             * Sink
+             * @example writer
+             */
+            sink: string;
+            /**
+             * Agent Id
+             * @example my-agent
+             */
+            agent_id: string | null;
+            /**
+             * Kind
+             * @example event
+             */
+            kind: string | null;
+            /**
+             * Event Id
+             * @example step-1
+             */
+            event_id: string | null;
+            /**
+             * Step Index
+             * @example 3
+             */
+            step_index: number | null;
+            /**
+             * Cursor
+             * @example 1795573498000123000-1795573498000123
+             */
+            cursor: string;
+            /**
+             * Error
+             * @example Data too long for column
+             */
+            error: string;
+            /**
+             * Error Code
+             * @example 1406
+             */
+            error_code: number;
+            /**
+             * Given Up At
+             * @example 2026-01-01T12:00:00.000000+00:00
+             */
+            given_up_at: string;
+            /**
+             * Decodes
+             * @description If not, it cannot be replayed.
+             * @example true
+             */
+            decodes: boolean;
+        };
+        /**
+         * LettersAnswer
+         * @description One page of dead letters, oldest first.
+         */
+        LettersAnswer: {
+            /** Dead Letters */
+            dead_letters: components["schemas"]["LetterAnswer"][];
+            /**
+             * Next
+             * @description Give it as `after` for the next page; null when there is none.
+             * @example null
+             */
+            next: string | null;
         };
         /**
          * Problem
@@ -428,6 +778,19 @@ export interface components {
              * @description Of a batch: one for each event that is durable.
              */
             acks?: components["schemas"]["AckAnswer"][] | null;
+        };
+        /**
+         * ReadyAnswer
+         * @description Whether the sidecar can do its work now.
+         */
+        ReadyAnswer: {
+            /**
+             * Ready
+             * @example true
+             */
+            ready: boolean;
+            /** Checks */
+            checks: components["schemas"]["Check"][];
         };
         /**
          * ResumeAnswer
@@ -643,6 +1006,72 @@ export interface components {
              */
             message: string;
         };
+        /**
+         * TraceAnswer
+         * @description One event as `agent_traces` has it.
+         */
+        TraceAnswer: {
+            /**
+             * Agent Id
+             * @example my-agent
+             */
+            agent_id: string;
+            /**
+             * Event Id
+             * @example step-1
+             */
+            event_id: string;
+            /**
+             * Step Index
+             * @description Step of the agent, from 0 on.
+             * @example 3
+             */
+            step_index: number;
+            /**
+             * Type
+             * @example thought
+             */
+            type: string;
+            /**
+             * Created At
+             * @example 2026-01-01T12:00:00.000000+00:00
+             */
+            created_at: string;
+            /**
+             * Logged At
+             * @description When the log stored it.
+             * @example 2026-01-01T12:00:00.000000+00:00
+             */
+            logged_at: string;
+            /**
+             * Cursor
+             * @example 1795573498000123000-1795573498000123
+             */
+            cursor: string;
+            /**
+             * Payload
+             * @description Any JSON value; integers of at most 64 bits. In answers, what JSON cannot hold (bytes, NaN, ... saved from Python) is an object that says so: `skialith_base64` or `skialith_omitted`.
+             * @example {
+             *       "kind": "thought",
+             *       "text": "What is known so far?"
+             *     }
+             */
+            payload: unknown;
+        };
+        /**
+         * TracesAnswer
+         * @description One page of traces, oldest first.
+         */
+        TracesAnswer: {
+            /** Traces */
+            traces: components["schemas"]["TraceAnswer"][];
+            /**
+             * Next
+             * @description Give it as `after` for the next page; null when there is none.
+             * @example null
+             */
+            next: string | null;
+        };
         /** ValidationError */
         ValidationError: {
             /** Location */
@@ -655,6 +1084,88 @@ export interface components {
             input?: unknown;
             /** Context */
             ctx?: Record<string, never>;
+        };
+        /**
+         * WholeLetterAnswer
+         * @description One dead letter with its payload.
+         */
+        WholeLetterAnswer: {
+            /**
+             * Id
+             * @example writer/00112233445566778899aabbccddeeff
+             */
+            id: string;
+            /**
+             * Kept In
+             * @enum {string}
+             */
+            kept_in: "table" | "stream";
+            /**
+             * Sink
+             * @example writer
+             */
+            sink: string;
+            /**
+             * Agent Id
+             * @example my-agent
+             */
+            agent_id: string | null;
+            /**
+             * Kind
+             * @example event
+             */
+            kind: string | null;
+            /**
+             * Event Id
+             * @example step-1
+             */
+            event_id: string | null;
+            /**
+             * Step Index
+             * @example 3
+             */
+            step_index: number | null;
+            /**
+             * Cursor
+             * @example 1795573498000123000-1795573498000123
+             */
+            cursor: string;
+            /**
+             * Error
+             * @example Data too long for column
+             */
+            error: string;
+            /**
+             * Error Code
+             * @example 1406
+             */
+            error_code: number;
+            /**
+             * Given Up At
+             * @example 2026-01-01T12:00:00.000000+00:00
+             */
+            given_up_at: string;
+            /**
+             * Decodes
+             * @description If not, it cannot be replayed.
+             * @example true
+             */
+            decodes: boolean;
+            /**
+             * Payload
+             * @description Any JSON value; integers of at most 64 bits. In answers, what JSON cannot hold (bytes, NaN, ... saved from Python) is an object that says so: `skialith_base64` or `skialith_omitted`.
+             * @example {
+             *       "kind": "thought",
+             *       "text": "What is known so far?"
+             *     }
+             */
+            payload: unknown;
+            /**
+             * Raw Hex
+             * @description The message as it stood in the log.
+             * @example 9a01
+             */
+            raw_hex: string;
         };
     };
     responses: never;
@@ -1179,11 +1690,20 @@ export interface operations {
             };
         };
     };
-    x1_x1_get: {
+    history_agents__agent_id__history_get: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Most entries of the page. */
+                limit?: number;
+                /** @description Only this type: the `kind` of the payload, `event` for one without. Compared exactly. */
+                type?: string | null;
+                /** @description A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry. */
+                after?: string | null;
+            };
             header?: never;
-            path?: never;
+            path: {
+                agent_id: string;
+            };
             cookie?: never;
         };
         requestBody?: never;
@@ -1197,9 +1717,544 @@ export interface operations {
                     "application/json": components["schemas"]["HistoryAnswer"];
                 };
             };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
         };
     };
-    x2_x2_get: {
+    step_agents__agent_id__steps__step_id__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name, with `#2` for the second call of it, behind the id of the step that called it and `/`. */
+                step_id: string;
+                agent_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["StepAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    agents_agents_get: {
+        parameters: {
+            query?: {
+                /** @description An agent id: only those behind it. */
+                after?: string;
+                /** @description Only agents whose id begins with this text, which is taken as it is: no wildcards. */
+                prefix?: string;
+                /** @description Most entries of the page. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AgentsAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    traces_traces_get: {
+        parameters: {
+            query?: {
+                /** @description Most entries of the page. */
+                limit?: number;
+                /** @description Only this agent's. */
+                agent_id?: string | null;
+                /** @description Only this type: the `kind` of the payload, `event` for one without. Compared exactly. */
+                type?: string | null;
+                /** @description Only with `logged_at` at or behind this time. */
+                since?: string | null;
+                /** @description Only with `logged_at` before this time. */
+                until?: string | null;
+                /** @description A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry. */
+                after?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TracesAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    dead_letters_dead_letters_get: {
+        parameters: {
+            query?: {
+                /** @description Most entries of the page. */
+                limit?: number;
+                /** @description `next` of the page before: only what stands behind it. */
+                after?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LettersAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    dead_letter_dead_letters__sink___key__get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Who gave it up: the first part of its id. */
+                sink: "writer" | "trace_ingest";
+                /** @description The second part of its id. */
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WholeLetterAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    discard_dead_letters__sink___key__delete: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Who gave it up: the first part of its id. */
+                sink: "writer" | "trace_ingest";
+                /** @description The second part of its id. */
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Validation Error */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["HTTPValidationError"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    replay_dead_letters__sink___key__replay_post: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Who gave it up: the first part of its id. */
+                sink: "writer" | "trace_ingest";
+                /** @description The second part of its id. */
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LetterAnswer"];
+                };
+            };
+            /** @description Invalid request */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Not found */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description The database refuses the record */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+            /** @description Too much at once */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    health_health_get: {
         parameters: {
             query?: never;
             header?: never;
@@ -1214,7 +2269,66 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["StepAnswer"];
+                    "application/json": components["schemas"]["HealthAnswer"];
+                };
+            };
+        };
+    };
+    ready_ready_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReadyAnswer"];
+                };
+            };
+            /** @description Not ready; the checks say why */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReadyAnswer"];
+                };
+            };
+        };
+    };
+    scrape_metrics_get: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": unknown;
+                };
+            };
+            /** @description Token missing or wrong */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                    "application/json": components["schemas"]["Problem"];
                 };
             };
         };
