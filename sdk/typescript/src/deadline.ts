@@ -84,13 +84,32 @@ export class Deadline {
         reject(EXPIRED);
       };
       if (signal?.aborted === true) return end();
-      signal?.addEventListener("abort", end, { once: true });
+      if (signal !== undefined) listen(signal, end);
       if (milliseconds !== undefined) timer = setTimeout(end, milliseconds);
       begin(resolve, reject);
     });
     return promise.finally(() => {
       clearTimeout(timer);
-      signal?.removeEventListener("abort", end);
+      if (signal !== undefined) unlisten(signal, end);
     });
   }
+}
+
+/** What each signal ends. One listener for all calls that share a signal: Node warns of a leak when there are more than ten. */
+const ends = new WeakMap<AbortSignal, Set<() => void>>();
+
+function listen(signal: AbortSignal, end: () => void): void {
+  let calls = ends.get(signal);
+  if (calls === undefined) ends.set(signal, (calls = new Set()));
+  if (calls.size === 0) signal.addEventListener("abort", endAll);
+  calls.add(end);
+}
+
+function unlisten(signal: AbortSignal, end: () => void): void {
+  const calls = ends.get(signal);
+  if (calls?.delete(end) === true && calls.size === 0) signal.removeEventListener("abort", endAll);
+}
+
+function endAll(this: AbortSignal): void {
+  for (const end of [...(ends.get(this) ?? [])]) end();
 }

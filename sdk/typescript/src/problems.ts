@@ -33,6 +33,7 @@ const KINDS: Readonly<Record<string, Kind>> = {
   invalid: InvalidArgument,
   "not-json": InvalidArgument,
   "method-not-allowed": InvalidArgument,
+  "head-too-large": InvalidArgument,
   "too-large": RecordTooLarge,
   unauthorized: Unauthorized,
   forbidden: Forbidden,

@@ -38,16 +38,19 @@ const state = await agent.resume();                       // { agentId, stepInde
 await agent.checkpoint(state.stepIndex, { messages });
 await agent.saveEvent("step-1", { kind: "thought", text: "..." });
 `;
-const SHOW = "console.log(JSON.stringify([state.agentId, state.stepIndex, state.data, state.isNew]));\n";
+const SHOW = `console.log(JSON.stringify([state.agentId, state.stepIndex, state.data, state.isNew]));
+const end = performance.now();
+process.on("exit", () => console.log(performance.now() - end < 2000));
+`;
 
 test("the issue's snippet, as a module and as CommonJS; neither keeps the process alive", async () => {
   const settings = { SKIALITH_URL: sidecar.url };
   const imported = `import { SkialithAgent } from "@skialith/agent-core";\n${SNIPPET}`;
   const first = await installed.program("snippet.mjs", `const messages = ["hi"];\n${imported}${SHOW}`, settings);
-  assert.deepEqual(first, { lines: ['["my-agent",0,{},true]'], code: 0, stderr: "" });
+  assert.deepEqual(first, { lines: ['["my-agent",0,{},true]', "true"], code: 0, stderr: "" });
   const required = `const { SkialithAgent } = require("@skialith/agent-core");\n(async () => {\nconst messages = [];\n${SNIPPET}${SHOW}})();`;
   const second = await installed.program("snippet.cjs", required, settings);
-  assert.deepEqual(second, { lines: ['["my-agent",0,{"messages":["hi"]},false]'], code: 0, stderr: "" });
+  assert.deepEqual(second, { lines: ['["my-agent",0,{"messages":["hi"]},false]', "true"], code: 0, stderr: "" });
   const [event, ...more] = await read(opened("my-agent"));
   assert.deepEqual([event?.eventId, event?.type, event?.data, more.length], ["step-1", "thought", { kind: "thought", text: "..." }, 0]);
 });
