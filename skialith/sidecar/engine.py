@@ -107,7 +107,7 @@ class Engine:
         because the client may have given it up for that one; so it is sent again only if the client still waits for it.
         """
         while True:
-            if isinstance(name, Owner) and not self.runtime.wal.log.holds(name):
+            if isinstance(name, Owner) and not self.runtime.wal.log.owning.holds(name):
                 await self._adopt(name, deadline, connected)
             try:
                 return await make()
@@ -119,7 +119,7 @@ class Engine:
 
     async def _adopt(self, owner: Owner, deadline: float, connected: Connected) -> None:
         wal = self.runtime.wal
-        await wal.ask(lambda: wal.log.adopt(owner, deadline), deadline, whole=True)
+        await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
         # In this order: if its next request comes by another process from here on, this one's record is refused.
         if not await connected():
             raise Gone(f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent", retryable=True)
@@ -129,12 +129,12 @@ class Engine:
     async def claim(self, agent_id: str, owner: str) -> Owner:
         """Own the agent on behalf of whoever gets the token. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        return await wal.ask(lambda: wal.log.claim_for(agent_id, owner, deadline), deadline, whole=True)
+        return await wal.ask(lambda: wal.log.owning.claim_for(agent_id, owner, deadline), deadline, whole=True)
 
     async def disown(self, owner: Owner) -> None:
         """Give the agent up; does nothing if it has another owner by now. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        await wal.ask(lambda: wal.log.disown(owner, deadline), deadline, whole=True)
+        await wal.ask(lambda: wal.log.owning.disown(owner, deadline), deadline, whole=True)
 
     async def newest_checkpoint(self, agent_id: str) -> Found:
         """Raises ``WalUnavailable`` or ``StoreUnavailable``."""
