@@ -77,8 +77,10 @@ class AsyncSkialithAgent(BaseAgent):
         ticket, deadline = Ticket(self._agent_id, 1, promise=Arrival()), self._deadline()
         async with self._order:
             engine = await self._engine(verb)
-            await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
-        return (await engine.wal.log.awaited(ticket))[0]
+            direct = awaiting.send(engine, ticket, record, deadline)
+            if direct is None:
+                await hand_over(engine, ticket, [record], deadline, partial(self._check_open, verb))
+        return (await engine.wal.log.awaited(ticket, direct))[0]
 
     async def save_events(self, events: Iterable[tuple[str, Any]], *, step: int | None = None) -> list[Ack]:
         """Append ``(event_id, data)`` pairs in order, pipelined, and return one ``Ack`` each.

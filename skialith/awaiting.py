@@ -20,6 +20,7 @@ from .records import Ack, Codec, Kind, Record
 from .steps import Call, whole
 from .wal.arrival import Arrival
 from .wal.client import Wal
+from .wal.direct import Direct
 from .wal.lane import LaneName, Ticket, lane_name, who
 
 T = TypeVar("T")
@@ -109,8 +110,17 @@ async def append(
     of a call that was cancelled is not sent if it was not yet.
     """
     ticket = Ticket(name or lane_name(record), 1, message_id=message_id, promise=Arrival())
-    await hand_over(engine, ticket, [record], deadline, engine.check_open)
-    return (await engine.wal.log.awaited(ticket))[0]
+    direct = send(engine, ticket, record, deadline)
+    if direct is None:
+        await hand_over(engine, ticket, [record], deadline, engine.check_open)
+    return (await engine.wal.log.awaited(ticket, direct))[0]
+
+
+def send(engine: runtime.Runtime, ticket: Ticket, record: Record, deadline: float) -> Direct | None:
+    """Write a record, whose body is not compressed yet, to the socket at once; None if it must be handed over."""
+    if len(record.body or b"") > AWAITED_INLINE_BYTES:
+        return None
+    return engine.wal.log.send(ticket, _compressed(record), deadline)
 
 
 def _compressed(record: Record) -> Record:

@@ -19,6 +19,7 @@ from .cli_show import console, emit, plural, printable, say
 from .config import Config
 from .doctor import examine
 from .errors import ConfigurationError, InvalidArgument, SkialithError
+from .sidecar.command import serve
 from .stores import open_store
 
 app = typer.Typer(
@@ -118,7 +119,7 @@ def doctor(config: Config, as_json: cli_read.Json = False) -> None:
 
 
 _IN_ORDER = (
-    *(demo, cli_serve.up, cli_serve.writer),
+    *(demo, cli_serve.up, cli_serve.writer, serve),
     *(cli_read.status, cli_read.agents, cli_read.history, cli_read.state),
     *(doctor, bench, migrate, traces),
 )

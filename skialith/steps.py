@@ -200,9 +200,9 @@ class Call:
 
     def _record(self, field: str, value: object) -> Record:
         run = self._run
-        data = {"kind": STEP, "name": self._name, "n": self._n, "function": function_name(self._function), field: value}
+        data = payload(self._name, self._n, function_name(self._function), field, value)
         try:
-            codec, body = run.pack(data, "")
+            packed = run.pack(data, "")
         except InvalidArgument as error:
             detail = str(error).lstrip(".") if isinstance(error, InvalidPayload) else f"{field}{error}"
             fate = "the function has run; its result was not sent and is not recorded, so a later run calls it again"
@@ -211,10 +211,7 @@ class Call:
             if isinstance(refused, InvalidPayload):
                 refused.path = refused.path.lstrip(".")
             raise refused from error
-        return Record(
-            Kind.EVENT, run.namespace, run.agent_id, self.id, self.key, self._step_index, STEP, time.time_ns() // 1000,
-            codec, body, NOWHERE, None,
-        )  # fmt: skip
+        return step_record(run.namespace, run.agent_id, self.id, self.key, self._step_index, packed)
 
     # ---- the end
 
@@ -287,6 +284,19 @@ class Call:
             return error
         text = f"step {self.id!r} of agent {self._run.agent_id!r} is recorded, but its result cannot be read: {error}"
         return _said(error, text, "durable")
+
+
+def payload(name: str, n: int, function: str, outcome: str, value: object) -> dict[str, object]:
+    """What is recorded of the ``n``-th call of a step. ``outcome``: ``"result"`` or ``"error"``, which says what ``value`` is."""
+    return {"kind": STEP, "name": name, "n": n, "function": function, outcome: value}
+
+
+def step_record(
+    namespace: str, agent_id: str, step_id: str, key: bytes, step_index: int, packed: tuple[Codec, bytes]
+) -> Record:
+    """A step that is checked and packed."""
+    now = time.time_ns() // 1000
+    return Record(Kind.EVENT, namespace, agent_id, step_id, key, step_index, STEP, now, *packed)
 
 
 def _said(error: E, text: str, outcome: Outcome) -> E:

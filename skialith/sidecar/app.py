@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from ..config import Config
-from . import letters, problems, reads, requests, writes
+from . import letters, metrics, operations, problems, reads, requests, writes
 from .config import SidecarConfig
 from .engine import Engine
+from .guard import Guard
+from .observe import Observer
 
 _DESCRIPTION = (
     "The write-ahead log for AI agents over HTTP. A write is answered when its record is durable in the log. Errors are problem "
@@ -27,10 +30,11 @@ def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         await engine.open()
-        try:
-            yield
-        finally:
-            await engine.close()
+        async with metrics.DrainCounts(engine.runtime.drain_status).published():
+            try:
+                yield
+            finally:
+                await engine.close()
 
     app = FastAPI(
         title="Skialith",
@@ -39,10 +43,27 @@ def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
         lifespan=life,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.engine = engine
+    app.state.probe = operations.Probe(engine)
     app.router.route_class = requests.Route
     problems.install(app)
-    for module in (writes, reads, letters):
+    for module in (writes, reads, letters, operations):
         app.include_router(module.router)
+    _guard(app, sidecar)
     return app
+
+
+def _guard(app: FastAPI, sidecar: SidecarConfig) -> None:
+    """Put the middlewares around the routes; the last one is the outermost."""
+    app.add_middleware(Guard, sidecar=sidecar)
+    if sidecar.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sidecar.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("Authorization", "Content-Type", "Skialith-Lease", "Idempotency-Key", "X-Request-Id"),
+            expose_headers=("Retry-After", "X-Request-Id"),
+        )
+    app.add_middleware(Observer, access_log=sidecar.access_log)

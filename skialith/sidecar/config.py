@@ -6,6 +6,7 @@ A setting is an option of ``skialith serve`` or an environment variable ``SKIALI
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
@@ -15,6 +16,8 @@ from ..errors import ConfigurationError
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7420
+
+LOG_FORMATS = ("auto", "json", "console")
 
 # ---- requests
 BODY_BYTES = 16 * 1024 * 1024
@@ -27,12 +30,22 @@ CONCURRENT_REQUESTS = 2000
 """Requests and idle connections that one worker has at once; further ones are told to come back (503)."""
 IDLE_CONNECTION_SECONDS = 75.0
 """How long a connection is kept for its next request."""
-SHUTDOWN_SECONDS = 15.0
+HEAD_BYTES = 64 * 1024
+"""Longest request line with all headers."""
+HEAD_SECONDS = 30.0
+"""How long a new connection may take to send its first request's line and headers."""
+TLS_CLOSE_SECONDS = 1.0
+"""How long a client may take to confirm the end of an encrypted connection when all it is owed is sent."""
+SHUTDOWN_SECONDS = 15
 """How long requests that are under way may take to be answered once the sidecar is told to stop."""
 RETRY_AFTER_SECONDS = 1
 """What a client is told to wait when the log is away or full, whole seconds."""
 MAX_WORKERS = 64
 """Most processes of one sidecar."""
+WORKER_HANGS_SECONDS = 30
+"""A worker that does not answer its supervisor for so long is killed and replaced."""
+REQUEST_ID_CHARACTERS = 128
+"""Longest request id that is taken over from a client."""
 
 # ---- pages
 PAGE_DEFAULT = 100
@@ -51,6 +64,10 @@ LAG_RECORDS = 100_000
 """Default number of records waiting for the database over which the sidecar is not ready."""
 LAG_SECONDS = 60.0
 """Default age of the oldest of them over which the sidecar is not ready."""
+STATUS_SECONDS = 2.0
+"""How long the log may take to say how it is."""
+STATUS_FRESH_SECONDS = 1.0
+"""What the log said is repeated for so long, so that probes cost nothing; the drains' counts are published as often."""
 
 # ---- leases
 LEASE_SECONDS = 24 * 3600.0
@@ -66,7 +83,8 @@ class SidecarConfig:
 
     ``token``: what every request must carry as ``Authorization: Bearer``, None for none. ``cors_origins``: origins of browsers'
     pages that may call. ``lag_records``, ``lag_seconds``: ``/ready`` says no over these. ``tls_client_ca``: only clients with a
-    certificate of this authority are let in.
+    certificate of this authority are let in. ``log_format``: ``auto`` is ``console`` where stderr is a terminal, else ``json``.
+    ``access_log``: a line for every request.
     """
 
     host: str = DEFAULT_HOST
@@ -81,6 +99,8 @@ class SidecarConfig:
     tls_cert: str | None = None
     tls_key: str | None = None
     tls_client_ca: str | None = None
+    log_format: str = "auto"
+    access_log: bool = False
 
     @property
     def loopback(self) -> bool:
@@ -93,6 +113,7 @@ class SidecarConfig:
             return False
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]+")
 _ENVIRONMENT = {"token": "SKIALITH_TOKEN"} | {
     field.name: f"SKIALITH_HTTP_{field.name.upper()}" for field in fields(SidecarConfig) if field.name != "token"
 }
@@ -114,6 +135,8 @@ def load(environ: Mapping[str, str] | None = None, **options: Any) -> SidecarCon
             values[name] = _read(name, variable, text)
     if options:
         raise ConfigurationError(f"unknown setting {min(options)!r}")
+    if "cors_origins" in values:
+        values["cors_origins"] = tuple(origin.rstrip("/").lower() for origin in values["cors_origins"])
     return _checked(SidecarConfig(**values))
 
 
@@ -138,6 +161,11 @@ def _checked(config: SidecarConfig) -> SidecarConfig:
         value = getattr(config, name)
         if not least <= value <= most:
             raise ConfigurationError(f"{name} {value}: use {least} to {most}")
+    for origin in config.cors_origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ConfigurationError(f"cors_origins {origin!r}: use scheme://host or scheme://host:port, or * for any")
+    if config.log_format not in LOG_FORMATS:
+        raise ConfigurationError(f"log_format {config.log_format!r}: use one of {', '.join(LOG_FORMATS)}")
     if config.lag_records < 0 or not config.lag_seconds >= 0:
         raise ConfigurationError("lag_records and lag_seconds must not be negative")
     if config.token is not None and (
@@ -152,3 +180,22 @@ def _checked(config: SidecarConfig) -> SidecarConfig:
             "`openssl rand -hex 32`), or say --insecure if something in front of the sidecar keeps strangers out"
         )
     return config
+
+
+_METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The name is prometheus_client's, which looks at it when it is imported."""
+
+
+def share_metrics(folder: str | None) -> None:
+    """Have the processes started from here on count in files of ``folder``; None: each one for itself.
+
+    In this process it counts too, unless prometheus_client was imported before.
+    """
+    os.environ.pop(_METRICS_FOLDER, None)
+    if folder is not None:
+        os.environ[_METRICS_FOLDER] = folder
+
+
+def metrics_folder() -> str | None:
+    """Where the workers of this sidecar count together; None in a sidecar of one process."""
+    return os.environ.get(_METRICS_FOLDER)

@@ -19,6 +19,7 @@ from ..runtime import Runtime, acquire
 from ..wal.arrival import Arrival
 from ..wal.lane import LaneName, Owner, Ticket
 from ..wal.lease import LeaseMoved
+from . import metrics
 from .config import LEASE_SECONDS, SidecarConfig
 
 T = TypeVar("T")
@@ -39,8 +40,12 @@ class Engine:
         self._runtime: Runtime | None = None
 
     async def open(self) -> None:
-        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``."""
-        self._runtime = await awaiting.in_thread(lambda: acquire(self.config))
+        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``.
+
+        The log's connection is read on this loop, so that a PubAck changes no threads on its way to the handler.
+        """
+        loop = asyncio.get_running_loop()
+        self._runtime = await awaiting.in_thread(lambda: acquire(self.config, loop=loop))
 
     async def close(self) -> None:
         """Flush (bounded), stop the writer, disconnect; leases stay with their owners."""
@@ -62,12 +67,18 @@ class Engine:
     # ---- writing
 
     async def append(
-        self, name: LaneName, record: Record, connected: Connected, message_id: bytes | None = None
+        self,
+        name: LaneName,
+        record: Record,
+        connected: Connected,
+        kind: metrics.Appended,
+        message_id: bytes | None = None,
     ) -> Ack:
         """Append one record and return at DURABLE. Raises the record's error."""
         runtime, deadline = self.runtime, self.deadline()
         make = partial(awaiting.append, runtime, record, deadline, name, message_id)
-        return await self._owned(name, make, deadline, connected)
+        with metrics.appending(kind):
+            return await self._owned(name, make, deadline, connected)
 
     async def append_all(self, agent_id: str, name: LaneName, records: list[Record], connected: Connected) -> list[Ack]:
         """Append events of one agent in order. Raises ``BatchFailed``."""
@@ -79,12 +90,13 @@ class Engine:
                 await awaiting.hand_over_all(runtime, ticket, records, runtime.check_open)
                 return await runtime.wal.log.awaited(ticket)
 
-        try:
-            return await self._owned(name, make, self.deadline(), connected)
-        except BatchFailed:
-            raise
-        except SkialithError as error:  # before anything was handed over
-            raise batch_failed(agent_id, records, [], error) from error
+        with metrics.appending("batch", len(records)):
+            try:
+                return await self._owned(name, make, self.deadline(), connected)
+            except BatchFailed:
+                raise
+            except SkialithError as error:  # before anything was handed over
+                raise batch_failed(agent_id, records, [], error) from error
 
     async def _owned(
         self, name: LaneName, make: Callable[[], Awaitable[T]], deadline: float, connected: Connected

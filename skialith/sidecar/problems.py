@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..errors import (
     AgentFenced,
@@ -59,6 +61,7 @@ _BY_STATUS = {
     408: _Kind(408, "body-timeout", "The body did not arrive"),
     413: _Kind(413, "too-large", "Request too large"),
     415: _Kind(415, "not-json", "Not JSON"),
+    431: _Kind(431, "head-too-large", "Headers too large"),
     503: _Kind(503, "overloaded", "Too much at once"),
 }
 
@@ -118,7 +121,30 @@ def of_refusal(error: HTTPException) -> Response:
     facts = error.facts if isinstance(error, HttpProblem) else {}
     retryable = isinstance(error, HttpProblem) and error.retryable
     headers = None if error.headers is None else dict(error.headers)
+    if kind.status >= 500:
+        log.warning("%d %s: %s", kind.status, kind.name, error.detail)
     return problem(kind, str(error.detail), "not_written", retryable, headers, **facts)
+
+
+def of_bug(error: Exception) -> Response:
+    """What nobody expected as an answer; the log gets its traceback."""
+    log.error("a request failed", exc_info=error)
+    text = "something went wrong in the sidecar, its log says what; the record may or may not be written"
+    return problem(_INTERNAL, text, "unknown", True)
+
+
+def of_stopping() -> Response:
+    """The answer to what is not done when the sidecar's time to stop is over."""
+    log.warning("503 stopping: a request was not done in time")
+    text = "the sidecar is stopping and waits no longer; the record may or may not be written"
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return problem(_Kind(503, "stopping", "The sidecar is stopping"), text, "unknown", True, headers)
+
+
+def raw_path(scope: Scope) -> str:
+    """The path of a request as it was sent, percent-encoded."""
+    raw: bytes | None = scope.get("raw_path")
+    return quote(scope["path"]) if raw is None else raw.partition(b"?")[0].decode("latin-1")
 
 
 def path_of(location: tuple[int | str, ...]) -> str:
@@ -134,9 +160,15 @@ async def _engine_error(_: Request, error: Exception) -> Response:
     return of_error(error)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return of_refusal(error)
+    answer = of_refusal(error)
+    if error.status_code == 405:
+        # The router names the methods of one route, and a path may have several.
+        known = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
+        if known:
+            answer.headers["Allow"] = ", ".join(sorted(method.upper() for method in known))
+    return answer
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
@@ -146,18 +178,11 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return problem(_BY_STATUS[400], f"{path}: {first['msg']}", "not_written", False, path=path)
 
 
-async def _bug(_: Request, error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    text = "something went wrong in the sidecar, its log says what; the record may or may not be written"
-    return problem(_INTERNAL, text, "unknown", True)
-
-
 def install(app: FastAPI) -> None:
-    """Have the app answer every error as a problem."""
+    """Have the app answer every error that is expected as a problem; ``observe`` answers the others."""
     app.add_exception_handler(SkialithError, _engine_error)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _bug)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

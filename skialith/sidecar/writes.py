@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
-from .. import payloads
+from .. import awaiting, payloads
 from ..base_agent import checkpoint_record, event_record
 from ..config import MAX_ID_CHARACTERS
+from ..errors import InvalidArgument, InvalidPayload
 from ..history import Found
-from ..records import Ack, Codec, Record, retry_id
+from ..records import Ack, Codec, Record, retry_id, step_hash, step_key
+from ..steps import payload, step_record
 from ..wal.lane import LaneName, Owner
 from . import answers, requests
 from .engine import Engine
@@ -27,6 +30,8 @@ from .wire import (
     ResumeAnswer,
     ResumeBody,
     StateAnswer,
+    StepAckAnswer,
+    StepBody,
 )
 
 router = APIRouter(route_class=requests.Route)
@@ -41,7 +46,7 @@ async def save_event(
 ) -> Response:
     """Append one event; answered when it is durable."""
     record = _event(engine, agent_id, body)
-    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request))
+    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "event")
     return answers.answer(_ack(ack))
 
 
@@ -75,7 +80,7 @@ async def checkpoint(
     """Append the agent's state; answered when it is durable. The last one counts, whatever its step."""
     record = checkpoint_record(engine.config.namespace, agent_id, body.step_index, _pack(engine, body.state, "state"))
     message_id = None if idempotency_key is None else retry_id(record, idempotency_key)
-    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), message_id)
+    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "checkpoint", message_id)
     return answers.answer(_ack(ack))
 
 
@@ -106,6 +111,24 @@ async def give_up(agent_id: AgentId, engine: EngineOf, lease: RequiredLease) -> 
     return Response(status_code=204)
 
 
+@router.post("/agents/{agent_id}/steps", response_model=StepAckAnswer, responses=_WRITE, tags=["agent"])
+async def record_step(
+    agent_id: AgentId, body: StepBody, engine: EngineOf, request: Request, lease: LeaseToken = None
+) -> Response:
+    """Record the outcome of a step; answered when it is durable.
+
+    Look for what is recorded before the step's function is called. If another run was faster, `recorded` is what it recorded,
+    and that counts.
+    """
+    record = _step(engine, agent_id, body)
+    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "step")
+    recorded = "null"
+    if ack.duplicate:
+        found = await awaiting.in_thread(partial(engine.runtime.steps(agent_id).find, record.key, body.step_id))
+        recorded = answers.step(body.step_id, found)
+    return answers.answer(answers.document({"seq": ack.seq, "duplicate": ack.duplicate}, recorded=recorded))
+
+
 # ---- records of requests
 
 
@@ -116,6 +139,21 @@ def _lane(agent_id: str, lease: str | None) -> LaneName:
 def _event(engine: Engine, agent_id: str, body: EventBody, where: str = "") -> Record:
     packed = _pack(engine, body.payload, f"{where}payload")
     return event_record(engine.config.namespace, agent_id, body.event_id, body.step_index, body.payload, packed)
+
+
+def _step(engine: Engine, agent_id: str, body: StepBody) -> Record:
+    if ("result" in body.model_fields_set) == (body.error is not None):
+        raise InvalidArgument("result: a step has either `result` or `error`", argument="result")
+    outcome, value = ("error", body.error.model_dump()) if body.error is not None else ("result", body.result)
+    data = payload(body.name, body.n, body.function, outcome, value)
+    namespace = engine.config.namespace
+    key = step_key(step_hash(namespace, agent_id), body.step_id)
+    try:
+        packed = _pack(engine, data, "")
+    except InvalidPayload as error:
+        path = error.path.lstrip(".")
+        raise InvalidPayload(str(error).lstrip("."), argument=outcome, path=path) from error
+    return step_record(namespace, agent_id, body.step_id, key, body.step_index, packed)
 
 
 def _pack(engine: Engine, data: Any, argument: str) -> tuple[Codec, bytes]:

@@ -206,6 +206,9 @@ class Store(Protocol):
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
 
+    def count_dead_letters(self, namespace: str) -> int:
+        """Rows of ``dead_letters`` of one namespace."""
+
     def dead_letters(
         self,
         namespace: str,

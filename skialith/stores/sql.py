@@ -281,6 +281,11 @@ class SqlStore(ABC):
             query = "SELECT COUNT(*) FROM {} WHERE namespace = ?"
             return Counts(*(session.rows(query.format(table), (namespace,))[0][0] for table in tables))
 
+    def count_dead_letters(self, namespace: str) -> int:
+        """Rows of ``dead_letters`` of one namespace."""
+        with self.reading() as session:
+            return int(session.rows("SELECT COUNT(*) FROM dead_letters WHERE namespace = ?", (namespace,))[0][0])
+
     def dead_letters(
         self,
         namespace: str,

@@ -71,6 +71,7 @@ cdef class Pull:
 cdef class Deliveries:
     cdef readonly object arrived
     cdef readonly Py_ssize_t expected, size
+    cdef public Py_ssize_t enough_rows, enough_bytes
     cdef object _messages, _pulls, _status
     cdef bint _calling  # the loop has been asked to set ``arrived``
     cdef int _end(self) except -1

@@ -54,6 +54,9 @@ class Tally:
 class Window:
     """A run of messages in flight, each with an answer of its own."""
 
+    def __new__(cls, first: int, count: int, callback: Callable[[None], object]) -> Window:
+        """``first``: token of the first of ``count`` messages. ``callback``: runs on the loop when every one has its answer."""
+
     lost: bool
     """The connection ended before every answer came."""
 
@@ -65,11 +68,13 @@ class Deliveries:
     """What one consumer delivered on the current connection and nobody took yet.
 
     ``pulls``: open pull requests; ``expected``: messages that they may still bring. ``size``: bytes of what waits.
-    ``arrived`` is set when messages or a status came.
+    ``arrived`` is set when the first message came, a status, or a message with which ``enough_rows`` or ``enough_bytes`` wait.
     """
 
     arrived: Event
     expected: int
+    enough_rows: int
+    enough_bytes: int
     @property
     def pulls(self) -> int: ...
     size: int

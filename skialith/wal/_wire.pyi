@@ -28,7 +28,7 @@ class Wire:
     appending: int
     """Threads in :meth:`append`."""
     queued: int
-    """Records that were handed over and did not leave yet."""
+    """Records that were handed over, or written with :meth:`send`, and did not leave yet."""
     last_received: float
     max_payload: int
     def __init__(
@@ -115,8 +115,18 @@ class Wire:
         turn is then without permission and suspect, if it is fenced.
         """
 
-    def post(self, link: Link, token: int, subject: str, fence: bytes, record: Record) -> int:
-        """Write a record to the socket, for :meth:`append`; its size, or 0 if it is too large for one message of this server."""
+    def send(self, window: Window, turn: Turn, subject: str, record: Record, message_id: bytes, size: int) -> bool:
+        """Write one record directly; the callback of ``window`` runs on the loop when it has its answer, or the connection ends.
+
+        The turn is taken until somebody gives it on the loop, and the record counts with ``size`` bytes as handed over until
+        :meth:`leave`. False: nothing was written, as ``None`` of :meth:`append`, or too much is waiting.
+        """
+
+    def post(
+        self, link: Link, token: int, subject: str, fence: bytes, record: Record, message_id: bytes | None = None
+    ) -> int:
+        """Write a record to the socket, for :meth:`append` and :meth:`send`; its size, or 0 if it is too large for one message
+        of this server."""
 
     def ask(self, subject: str, payload: bytes, deadline: float) -> Reply | None:
         """Send a request and return its first reply, which the calling thread reads itself.

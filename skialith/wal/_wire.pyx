@@ -359,6 +359,7 @@ cdef class Wire:
         cdef AckSubject ack
         cdef Deliveries deliveries
         cdef Pull pull
+        cdef Py_ssize_t size
         if not read_ack_subject(line.reply, line.reply_size, &ack):
             return False
         deliveries = self._consumers.get(ack.consumer[:ack.consumer_size])
@@ -386,7 +387,10 @@ cdef class Wire:
             if pull.left == 0:
                 deliveries._pulls.popleft()
                 self._waiting.pop(pull.token, None)
-        self._announce(deliveries)
+        # Whoever pulls wakes up for the first message and for a whole batch; each time would cost whoever appends the GIL.
+        size = len(deliveries._messages)
+        if size == 1 or size >= deliveries.enough_rows or deliveries.size >= deliveries.enough_bytes:
+            self._announce(deliveries)
         return True
 
     # ---- out
@@ -512,25 +516,58 @@ cdef class Wire:
             if size and turn._epoch != 0 and (waiter.state == WAITING or waiter.state == LOST):
                 turn.suspect = True
                 turn._fence = None
-            if turn._queue:
-                self._ready.append((turn._queue.popleft(), None))
-            else:
-                turn.taken = False
-            self._tell_loop()
+            self._pass_on(turn)
         if waiter.state == ACKED:
             return waiter.seq, bool(waiter.duplicate)
         if size and waiter.state != REFUSED:
             raise Unsettled
         return None
 
-    cpdef Py_ssize_t post(self, Link link, uint64_t token, str subject, bytes fence, object record) except -1:
+    cdef int _pass_on(self, Turn turn) except -1:
+        """The turn goes to the next who waits for it, on the loop, or is free."""
+        if turn._queue:
+            self._ready.append((turn._queue.popleft(), None))
+        else:
+            turn.taken = False
+        self._tell_loop()
+        return 0
+
+    def send(
+        self, Window window not None, Turn turn not None, str subject not None, record not None, bytes message_id not None,
+        Py_ssize_t size,
+    ):
+        cdef Link link = self._link
+        cdef bint sent = False
+        if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
+            return 0
+        if not self.is_open or link is None or link.broken or link.blocked:
+            return False
+        if self.queued and (self.queued >= self._most_records or self._queued_bytes + size > self._most_bytes):
+            return False
+        window._first = self._register(window)
+        turn.taken = True
+        turn.waiting += 1
+        self.queued += 1
+        self._queued_bytes += size
+        try:
+            sent = self.post(link, window._first, subject, turn._fence, record, message_id) > 0
+        finally:
+            if not sent:
+                self.give_up(window)
+                self.leave(turn, 1, size)
+                self._pass_on(turn)
+        return sent
+
+    cpdef Py_ssize_t post(
+        self, Link link, uint64_t token, str subject, bytes fence, object record, bytes message_id=None
+    ) except -1:
         """Write a record to the socket; its size, or 0 if it is too large for one message of this server."""
         cdef RecordForm form
         cdef char* p
         record_form(&form, record)
         if form.body == NULL or form.size + HEADER_ROOM > self.max_payload:
             return 0
-        p = put_head(link, self._inbox, token, subject, record[4], fence, form.size)
+        p = put_head(link, self._inbox, token, subject, message_id or record[4], fence, form.size)
         put_record(<uint8_t*> p, &form)
         memcpy(p + form.size, b"\r\n", 2)
         self._flush(link)

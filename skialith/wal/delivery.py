@@ -158,7 +158,7 @@ class Delivery:
             raise
         finally:
             wire.give_up(window)
-        if rest := self._settle(lane, group, [_readable(answer) for answer in window.answers()]):
+        if rest := self._settle(lane, group, [readable(answer) for answer in window.answers()]):
             refused = rest[0]
             if refused is None:
                 raise Disconnected(sent=True) if window.lost else NoReply
@@ -343,7 +343,7 @@ def _refusal(answer: bytes) -> tuple[int, str]:
     return code or status, description
 
 
-def _readable(answer: tuple[int, bool] | bytes | None) -> tuple[int, bool] | bytes | None:
+def readable(answer: tuple[int, bool] | bytes | None) -> tuple[int, bool] | bytes | None:
     """An answer that is no PubAck says as little as none; one in an unusual form is read here."""
     if not answer or isinstance(answer, tuple):
         return answer

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 from ..config import APPEND_ATTEMPT_SECONDS, IDLE_LANES, MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS
@@ -17,6 +17,7 @@ from . import frames
 from ._wire import LoopClosed, Unsettled
 from .arrival import Arrival
 from .delivery import BURIAL_LANE, Delivery
+from .direct import Direct
 from .futures import Futures
 from .lane import Entry, Lane, LaneName, Owner, Thread, Ticket, holding, lane_name, who
 from .lease import Lease, Leases
@@ -121,6 +122,21 @@ class Log:
 
     # ---- from a loop of the user's, which is never blocked
 
+    def send(self, ticket: Ticket, record: Record, deadline: float) -> Direct | None:
+        """Write the one record of a call to the socket, if nothing of its lane is in flight and nothing is amiss.
+
+        None: nothing was written, it is to be handed over. The ticket's promise must not wait in a thread.
+        """
+        lane = self.lanes.get(ticket.name) or self._lane(ticket.name)
+        lease = lane.lease
+        if isinstance(ticket.name, Owner) and (lease is None or self._leases.due(lease)):
+            return None
+        if not self._stream.has_room(len(record.body or b"")):
+            return None
+        ticket.deadline = deadline
+        direct = Direct(self._connection.wire, self._stream.tally, lane, ticket, record, self._again)
+        return direct if direct.send(lane.subjects[record.kind == Kind.CHECKPOINT]) else None
+
     async def room(self, ticket: Ticket) -> None:
         """Return when it is worth while to offer again. Raises ``WalUnavailable`` at the ticket's deadline."""
         left = ticket.deadline - time.monotonic()
@@ -135,11 +151,12 @@ class Log:
             finally:
                 wire.forget_room(room.set)
 
-    async def awaited(self, ticket: Ticket) -> list[Ack]:
-        """As :meth:`wait`; a cancelled call gives its records up."""
+    async def awaited(self, ticket: Ticket, direct: Direct | None = None) -> list[Ack]:
+        """As :meth:`wait`; a cancelled call gives its records up. ``direct``: what :meth:`send` gave."""
         try:
-            acks: list[Ack] = await ticket.promise.wait(_patience(ticket))
-            return acks
+            with nullcontext() if direct is None else direct.awaited():
+                acks: list[Ack] = await ticket.promise.wait(_patience(ticket))
+                return acks
         except TimeoutError as error:
             raise _no_answer(ticket) from error
 
@@ -156,7 +173,10 @@ class Log:
         """The loop has ended: what was handed over so late that the loop did not see it is refused."""
         self._closed = True
         for callback, handed in self._connection.wire.end():
-            if callback == self._take:
+            whose = getattr(callback, "__self__", None)
+            if isinstance(whose, Direct):
+                whose.ended()
+            elif callback == self._take:
                 self._take(handed)
 
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
@@ -208,6 +228,21 @@ class Log:
             self._refuse(lane, entries)
             return
         lane.queue.extend(entries)
+        self._start(lane)
+
+    def _again(self, direct: Direct, unknown: bool) -> None:
+        """A record that its caller wrote goes to the front of its lane, whose turn is still its own."""
+        lane, record, ticket = direct.lane, direct.record, direct.ticket
+        subject, max_payload = lane.subjects[record.kind == Kind.CHECKPOINT], self._connection.max_payload
+        entry = frames.record_entry(record, subject, ticket, ticket.deadline, self._stream.subjects, max_payload)
+        entry.unknown, entry.size = unknown, direct.size
+        if self._closed:
+            self._refuse(lane, [entry])
+            return
+        lane.queue.appendleft(entry)
+        self._start(lane)
+
+    def _start(self, lane: Lane) -> None:
         if not lane.running:
             lane.running = True
             task = asyncio.create_task(self._drain(lane))

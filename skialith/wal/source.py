@@ -64,6 +64,7 @@ class ConsumerSource:
         Raises ``WalUnavailable`` when the log cannot be reached.
         """
         deliveries = self._deliveries
+        deliveries.enough_rows, deliveries.enough_bytes = rows, size
         end = time.monotonic() + wait
         lingering = False
         while True:

@@ -42,15 +42,17 @@ class DrainStatus:
     """What a drain did since it started, and how it is.
 
     ``name``: its sink. ``stored``: records committed (those that were there already included); ``batches``:
-    transactions. ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records
-    that alone could not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at``
-    (UTC) stay after a recovery. ``database_ok``: False from a failure of the database until it answers again.
+    transactions. ``released``: messages acknowledged; one pulled on a connection that was lost comes, and counts, again.
+    ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records that alone could
+    not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at`` (UTC) stay after a
+    recovery. ``database_ok``: False from a failure of the database until it answers again.
     """
 
     name: str
     running: bool = False
     database_ok: bool = True
     stored: int = 0
+    released: int = 0
     batches: int = 0
     retries: int = 0
     dead_letters: int = 0
@@ -255,6 +257,7 @@ class Drain:
 
     def _settled(self, batch: Batch) -> None:
         rows = len(batch.rows())
+        self._status = replace(self._status, released=self._status.released + len(batch.messages))
         if batch.refused is not None:
             self._status = replace(self._status, dead_letters=self._status.dead_letters + 1)
         elif rows:

@@ -30,6 +30,7 @@ def dice() -> random.Random:
 async def cancelled(call: Callable[[], Awaitable[Any]], seconds: float) -> bool:
     """Whether the call was cancelled after so many seconds; False if it was faster."""
     task = asyncio.ensure_future(call())
+    await asyncio.sleep(0)  # a task that is cancelled before its first step has called nothing
     asyncio.get_running_loop().call_later(seconds, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await task
