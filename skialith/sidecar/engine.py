@@ -27,10 +27,6 @@ Connected = Callable[[], Awaitable[bool]]
 """Whether whoever sent a request still waits for its answer."""
 
 
-class Gone(SkialithError):
-    """The client gave its request up before anything was sent; nobody reads this."""
-
-
 class Engine:
     """One runtime for all requests of a process."""
 
@@ -106,8 +102,10 @@ class Engine:
         An owner's requests may come by several processes. Whatever waits here when its next one came elsewhere is refused,
         because the client may have given it up for that one; so it is sent again only if the client still waits for it.
         """
+        moved = False
         while True:
-            if isinstance(name, Owner) and not self.runtime.wal.log.owning.holds(name):
+            # After a refusal also if another request has adopted the lease meanwhile: it may be the client's next one.
+            if isinstance(name, Owner) and (moved or not self.runtime.wal.log.owning.holds(name)):
                 await self._adopt(name, deadline, connected)
             try:
                 return await make()
@@ -122,7 +120,8 @@ class Engine:
         await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
         # In this order: if its next request comes by another process from here on, this one's record is refused.
         if not await connected():
-            raise Gone(f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent", retryable=True)
+            text = f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent"
+            raise LeaseMoved(text, outcome="not_written")
 
     # ---- owning and reading
 

@@ -204,6 +204,7 @@ class Log:
             raise
 
     def lane(self, name: LaneName) -> Lane:
+        """What the lane of this name is now, made if there is none; any thread may ask."""
         lane = self.lanes.get(name)
         if lane is None:
             new = Lane(name, self._subjects(name))
@@ -306,6 +307,7 @@ class Log:
                 self.forget(lane)
 
     def forget(self, lane: Lane) -> None:
+        """Let go of a lane, unless it is in use."""
         if not lane.holders and not lane.running and lane.turn.retire():
             self.lanes.pop(lane.name, None)
 
