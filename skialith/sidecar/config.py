@@ -34,6 +34,8 @@ HEAD_BYTES = 64 * 1024
 """Longest request line with all headers."""
 HEAD_SECONDS = 30.0
 """How long a new connection may take to send its first request's line and headers."""
+TLS_CLOSE_SECONDS = 1.0
+"""How long a client may take to confirm the end of an encrypted connection when all it is owed is sent."""
 SHUTDOWN_SECONDS = 15
 """How long requests that are under way may take to be answered once the sidecar is told to stop."""
 RETRY_AFTER_SECONDS = 1

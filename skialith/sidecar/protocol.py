@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from . import problems
-from .config import CONCURRENT_REQUESTS, HEAD_BYTES, HEAD_SECONDS, RETRY_AFTER_SECONDS
+from .config import CONCURRENT_REQUESTS, HEAD_BYTES, HEAD_SECONDS, RETRY_AFTER_SECONDS, TLS_CLOSE_SECONDS
 from .problems import HttpProblem
 
 
@@ -53,6 +53,27 @@ class Protocol(HttpToolsProtocol):
         crowded = len(self.connections) > CONCURRENT_REQUESTS
         self.app = _overloaded if crowded else self.config.loaded_app
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._end_soon()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        """A client that does not confirm the end of TLS would hold the sidecar's own end up."""
+        if self.scheme == "https":
+            self.loop.call_later(TLS_CLOSE_SECONDS, self._end)
+
+    def _end(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self._end_soon()
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is not HTTP."""

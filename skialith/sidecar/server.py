@@ -203,6 +203,7 @@ class _Reporting:
             await send(message)
             if message["type"] == "lifespan.startup.complete":
                 started = True
+                log.info("serving", extra={"worker": os.getpid()})
                 self._report(None)
 
         try:
@@ -291,6 +292,11 @@ class _Workers(Multiprocess):
         for sock in self.sockets:
             sock.close()  # connections are taken for as long as anybody has it open
         super().terminate_all()
+
+    def keep_subprocess_alive(self) -> None:
+        for worker in self.processes:
+            worker.child_conn.close()  # while it is open here too, the death of a worker that is asked goes unnoticed
+        super().keep_subprocess_alive()
 
     def kill_all(self) -> None:
         """End whatever still runs, at once."""
