@@ -40,8 +40,12 @@ class Engine:
         self._runtime: Runtime | None = None
 
     async def open(self) -> None:
-        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``."""
-        self._runtime = await awaiting.in_thread(lambda: acquire(self.config))
+        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``.
+
+        The log's connection is read on this loop, so that a PubAck changes no threads on its way to the handler.
+        """
+        loop = asyncio.get_running_loop()
+        self._runtime = await awaiting.in_thread(lambda: acquire(self.config, loop=loop))
 
     async def close(self) -> None:
         """Flush (bounded), stop the writer, disconnect; leases stay with their owners."""

@@ -160,9 +160,15 @@ async def _engine_error(_: Request, error: Exception) -> Response:
     return of_error(error)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return of_refusal(error)
+    answer = of_refusal(error)
+    if error.status_code == 405:
+        # The router names the methods of one route, and a path may have several.
+        known = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
+        if known:
+            answer.headers["Allow"] = ", ".join(sorted(method.upper() for method in known))
+    return answer
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

@@ -78,12 +78,19 @@ class WalStatus:
 class Wal:
     """One connection to one namespace's log, on its own loop thread. Every method may be called from any thread."""
 
-    def __init__(self, config: Config, find_url: Callable[[], str], wal_bytes: int | None = None) -> None:
-        """``find_url``: blocking, gives the server URL and restarts an embedded server; ``wal_bytes``: size of a new stream."""
+    def __init__(
+        self,
+        config: Config,
+        find_url: Callable[[], str],
+        wal_bytes: int | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        """``find_url``: blocking, gives the server URL and restarts an embedded server; ``wal_bytes``: size of a new stream;
+        ``loop``: as :class:`LoopThread`."""
         self._config = config
         self._find_url = find_url
         self._wal_bytes = wal_bytes
-        self._thread = LoopThread()
+        self._thread = LoopThread(loop)
         self._housekeeper: asyncio.Task[None] | None = None
         self._closed = False
         self._watched = False

@@ -16,13 +16,13 @@ from skialith.errors import AgentFenced
 from tests.fixtures.nats import NatsServer, wait_until
 from tests.fixtures.sidecar import Sidecar, sidecar
 
-WAL: dict[str, Any] = {"SKIALITH_WAL_BYTES": str(256 * 1024 * 1024)}
+WAL = {"SKIALITH_WAL_BYTES": str(256 * 1024 * 1024)}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """A sidecar on its own embedded server, for tests with agents of their own."""
-    with sidecar(cwd=tmp_path_factory.mktemp("sidecar"), **WAL) as made:
+    with sidecar(cwd=tmp_path_factory.mktemp("sidecar"), settings=WAL) as made:
         yield made
 
 
@@ -267,11 +267,11 @@ def test_an_owner_in_python_and_one_over_http_fence_each_other(served: Sidecar, 
 
 
 def test_a_lease_is_good_after_a_crash_and_at_another_sidecar(nats_server: NatsServer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {**WAL, "SKIALITH_NATS_URL": nats_server.url}
-    with sidecar(cwd=tmp_path, **settings) as one:
+    settings = {**WAL, "SKIALITH_NATS_URL": nats_server.url}
+    with sidecar(cwd=tmp_path, settings=settings) as one:
         _, mine = resume(one.client(), "a", "me")
         assert save(one.client(), "a", "e1", **mine).status_code == 200
-        with sidecar(cwd=tmp_path, **settings) as other:
+        with sidecar(cwd=tmp_path, settings=settings) as other:
             for n in range(6):  # in turns, as behind a load balancer
                 client = (one, other)[n % 2].client()
                 body = {"step_index": n, "state": n}
@@ -279,7 +279,7 @@ def test_a_lease_is_good_after_a_crash_and_at_another_sidecar(nats_server: NatsS
             one.process.kill()
             one.process.wait()
             assert save(other.client(), "a", "e2", **mine).status_code == 200
-        with sidecar(cwd=tmp_path, port=one.port, **settings) as again:
+        with sidecar(cwd=tmp_path, port=one.port, settings=settings) as again:
             assert save(again.client(), "a", "e3", **mine).status_code == 200
             assert again.client().get("/agents/a/state").json()["step_index"] == 5
             resume(again.client(), "a", "you")
@@ -287,8 +287,8 @@ def test_a_lease_is_good_after_a_crash_and_at_another_sidecar(nats_server: NatsS
 
 
 def test_the_log_is_away_and_back(nats_server: NatsServer, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {**WAL, "SKIALITH_NATS_URL": nats_server.url, "SKIALITH_TIMEOUT": "1"}
-    with sidecar(cwd=tmp_path, **settings) as made:
+    settings = {**WAL, "SKIALITH_NATS_URL": nats_server.url, "SKIALITH_TIMEOUT": "1"}
+    with sidecar(cwd=tmp_path, settings=settings) as made:
         http = made.client()
         _, mine = resume(http, "a")
         nats_server.stop()
@@ -304,8 +304,8 @@ def test_the_log_is_away_and_back(nats_server: NatsServer, tmp_path: Path) -> No
 def test_the_log_is_full(nats_server: NatsServer, tmp_path: Path) -> None:
     """Nothing moves its records on, because its database does not answer."""
     nowhere = "mysql://u:p@127.0.0.1:1/none"
-    settings: dict[str, Any] = {"SKIALITH_NATS_URL": nats_server.url, "SKIALITH_DATABASE_URL": nowhere}
-    with sidecar(cwd=tmp_path, ready=False, **settings, SKIALITH_WAL_BYTES="1000000") as made:
+    settings = {"SKIALITH_NATS_URL": nats_server.url, "SKIALITH_DATABASE_URL": nowhere}
+    with sidecar(cwd=tmp_path, ready=False, settings={**settings, "SKIALITH_WAL_BYTES": "1000000"}) as made:
         http = made.client()
         answers = [save(http, "a", f"e{n}", "x" * 50_000) for n in range(30)]
         full = [answer for answer in answers if answer.status_code != 200]

@@ -399,6 +399,9 @@ def test_what_is_not_there_is_a_problem(plain: Sidecar) -> None:
     answer = client.put("/agents/a/checkpoint")
     refused(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"
+    answer = client.put("/dead-letters/writer/00")
+    refused(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"] == "DELETE, GET"
     refused(client.options("/health"), 405, "method-not-allowed")
 
 
