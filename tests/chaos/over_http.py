@@ -43,7 +43,7 @@ def serve(world: World, *options: str, port: int | None = None, before: str = ""
 
 @dataclass(slots=True)
 class Answer:
-    """What came of one request. ``status`` 0: nothing came, and the rest says what became of the record as far as one can tell."""
+    """What came of one request. ``status`` 0: nothing came, and the rest says what is known of the record's fate."""
 
     status: int
     document: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +65,9 @@ def _nothing(kind: str, outcome: str) -> Answer:
 class Client:
     """One agent's client. It goes to one of ``ports`` at each request, and keeps its connections if ``keeps``."""
 
-    def __init__(self, world: World, agent: str, ports: Sequence[int], name: str = "client", keeps: bool = True) -> None:
+    def __init__(
+        self, world: World, agent: str, ports: Sequence[int], name: str = "client", keeps: bool = True
+    ) -> None:
         self.agent = agent
         self.ports = list(ports)
         self.keeps = keeps
@@ -228,7 +230,7 @@ class Client:
 
 @contextlib.contextmanager
 def at_work(clients: Sequence[Client], work: Callable[[Client, threading.Event], None]) -> Iterator[threading.Event]:
-    """Every client works in a thread of its own until the block ends or sets the event; what one of them raises fails the test."""
+    """Every client works in a thread of its own until the block ends or sets the event; what one raises fails the test."""
     stopping, errors = threading.Event(), []
 
     def main(client: Client) -> None:

@@ -152,7 +152,9 @@ def alternate(client: Client, stopping: threading.Event) -> None:
             delay = dice.choice([0.0, 0.0, 0.001, 0.003, 0.01])
             client.checkpoint(step, token, large=large, given_up=lambda: time.sleep(delay))  # noqa: B023 - called at once
             continue
-        while not (answer := client.checkpoint(step, token, large=large, patience=PATIENCE)).ok and not stopping.is_set():
+        while (
+            not (answer := client.checkpoint(step, token, large=large, patience=PATIENCE)).ok and not stopping.is_set()
+        ):
             assert answer.document["retryable"], answer
             if dice.random() < 0.5:
                 break
