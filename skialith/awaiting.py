@@ -103,16 +103,18 @@ async def append(
     deadline: float,
     name: LaneName | None = None,
     message_id: bytes | None = None,
+    check: Callable[[], object] | None = None,
 ) -> Ack:
     """Append one record, whose body is not compressed yet, and return at DURABLE. Raises the record's error.
 
     ``name``: the lane, if it is not the agent's or thread's own. ``message_id``: if it is not to be the record's key. A record
-    of a call that was cancelled is not sent if it was not yet.
+    of a call that was cancelled is not sent if it was not yet. ``check``: asked again when it could not be sent at once; raises
+    if it is not wanted any more.
     """
     ticket = Ticket(name or lane_name(record), 1, message_id=message_id, promise=Arrival())
     direct = send(engine, ticket, record, deadline)
     if direct is None:
-        await hand_over(engine, ticket, [record], deadline, engine.check_open)
+        await hand_over(engine, ticket, [record], deadline, check or engine.check_open)
     return (await engine.wal.log.awaited(ticket, direct))[0]
 
 

@@ -18,13 +18,14 @@ from ..records import Ack, Record
 from ..runtime import Runtime, acquire
 from ..wal.arrival import Arrival
 from ..wal.lane import LaneName, Owner, Ticket
-from ..wal.lease import LeaseMoved
+from ..wal.lease import Lease, LeaseMoved
 from . import metrics
 from .config import LEASE_SECONDS, SidecarConfig
+from .problems import Gone
 
 T = TypeVar("T")
-Connected = Callable[[], Awaitable[bool]]
-"""Whether whoever sent a request still waits for its answer."""
+HasGone = Callable[[], bool]
+"""Whether whoever sent a request has closed its connection, as far as this process has read it."""
 
 
 class Engine:
@@ -66,62 +67,74 @@ class Engine:
         self,
         name: LaneName,
         record: Record,
-        connected: Connected,
+        has_gone: HasGone,
         kind: metrics.Appended,
         message_id: bytes | None = None,
     ) -> Ack:
-        """Append one record and return at DURABLE. Raises the record's error."""
+        """Append one record and return at DURABLE. Raises the record's error, or ``Gone``."""
         runtime, deadline = self.runtime, self.deadline()
         make = partial(awaiting.append, runtime, record, deadline, name, message_id)
         with metrics.appending(kind):
-            return await self._owned(name, make, deadline, connected)
+            return await self._owned(name, make, deadline, has_gone)
 
-    async def append_all(self, agent_id: str, name: LaneName, records: list[Record], connected: Connected) -> list[Ack]:
+    async def append_all(self, agent_id: str, name: LaneName, records: list[Record], has_gone: HasGone) -> list[Ack]:
         """Append events of one agent in order. Raises ``BatchFailed``."""
         runtime = self.runtime
 
-        async def make() -> list[Ack]:
+        async def make(check: Callable[[], None]) -> list[Ack]:
             ticket = Ticket(name, len(records), promise=Arrival())
             with awaiting.batch(agent_id, ticket, records):
-                await awaiting.hand_over_all(runtime, ticket, records, runtime.check_open)
+                await awaiting.hand_over_all(runtime, ticket, records, check)
                 return await runtime.wal.log.awaited(ticket)
 
         with metrics.appending("batch", len(records)):
             try:
-                return await self._owned(name, make, self.deadline(), connected)
+                return await self._owned(name, make, self.deadline(), has_gone)
             except BatchFailed:
                 raise
             except SkialithError as error:  # before anything was handed over
                 raise batch_failed(agent_id, records, [], error) from error
 
     async def _owned(
-        self, name: LaneName, make: Callable[[], Awaitable[T]], deadline: float, connected: Connected
+        self, name: LaneName, make: Callable[[Callable[[], None]], Awaitable[T]], deadline: float, has_gone: HasGone
     ) -> T:
-        """What ``make`` gives, with the lease of the name's owner held here.
+        """What ``make`` gives, with the lease of the name's owner held here. It gets what it calls right before it hands over.
 
-        An owner's requests may come by several processes. Whatever waits here when its next one came elsewhere is refused,
-        because the client may have given it up for that one; so it is sent again only if the client still waits for it.
+        An owner may give a request up and go on with the next one, here or at another process; once that one is answered, the
+        one that was given up must not be written any more. Elsewhere: whatever waits here is refused then, because the other
+        process adopted the lease, and is sent again only if its client still waits for it. Here: a record that took longer on
+        its way to the log (its body was long, all threads were busy) is handed over only if its client still waits for it.
         """
-        moved = False
         while True:
-            # After a refusal also if another request has adopted the lease meanwhile: it may be the client's next one.
-            if isinstance(name, Owner) and (moved or not self.runtime.wal.log.owning.holds(name)):
-                await self._adopt(name, deadline, connected)
             try:
-                return await make()
+                lease = await self._held(name, deadline) if isinstance(name, Owner) else None
+                check = partial(self._check_wanted, name, lease, has_gone)
+                check()
+                return await make(check)
             except SkialithError as error:
                 moved = isinstance(error, LeaseMoved) or isinstance(error.__cause__, LeaseMoved)
                 if not moved or error.outcome != "not_written" or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(0)
 
-    async def _adopt(self, owner: Owner, deadline: float, connected: Connected) -> None:
+    async def _held(self, owner: Owner, deadline: float) -> Lease | None:
+        """The lease as this process holds it; None if that is over already."""
         wal = self.runtime.wal
-        await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
-        # In this order: if its next request comes by another process from here on, this one's record is refused.
-        if not await connected():
-            text = f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent"
-            raise LeaseMoved(text, outcome="not_written")
+        if wal.log.owning.held(owner) is None:
+            await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
+            # The sockets are read in between: that a client went away before it sent what is answered by now is known then.
+            await asyncio.sleep(0)
+        return wal.log.owning.held(owner)
+
+    def _check_wanted(self, name: LaneName, lease: Lease | None, has_gone: HasGone) -> None:
+        """Raises ``Gone``, or ``LeaseMoved`` if the owner wrote elsewhere since the lease was looked at, or ``Closed``."""
+        self.runtime.check_open()
+        if isinstance(name, Owner):
+            if has_gone():
+                text = f"agent {name.agent_id!r}: the client gave the request up; nothing was sent"
+                raise Gone(text, outcome="not_written", retryable=True)
+            if self.runtime.wal.log.owning.held(name) is not lease:
+                raise LeaseMoved(f"agent {name.agent_id!r}: its lease was adopted anew meanwhile; nothing was sent")
 
     # ---- owning and reading
 

@@ -16,8 +16,6 @@ from .config import REQUEST_ID_CHARACTERS
 log = logging.getLogger("skialith.access")
 
 _SANE = re.compile(rb"[A-Za-z0-9._~+/=:-]{1,%d}" % REQUEST_ID_CHARACTERS)
-_GONE = 499
-"""The client went away before it had an answer; the number is nginx's."""
 
 
 class Observer:
@@ -56,9 +54,9 @@ class Observer:
                 await _unexpected(error)(inner, receive, told)
         finally:
             seconds = time.perf_counter() - began
-            metrics.answered(scope["method"], _template(inner), status or _GONE, seconds)
+            metrics.answered(scope["method"], _template(inner), status or problems.CLIENT_GONE, seconds)
             if self._access_log:
-                _say(scope, status or _GONE, seconds, size)
+                _say(scope, status or problems.CLIENT_GONE, seconds, size)
             logs.current.reset(before)
 
 

@@ -32,6 +32,12 @@ from .wire import Problem
 log = logging.getLogger("skialith.sidecar")
 
 MEDIA_TYPE = "application/problem+json"
+CLIENT_GONE = 499
+"""The status of a request whose client went away before it had an answer; the number is nginx's."""
+
+
+class Gone(SkialithError):
+    """The client gave its request up before anything was sent; nobody reads this."""
 
 
 class _Kind(NamedTuple):
@@ -49,6 +55,7 @@ _KINDS: tuple[tuple[type[SkialithError], _Kind], ...] = (
     (StoreDataError, _Kind(422, "refused", "The database refuses the record")),
     (StoreUnavailable, _Kind(503, "database-unavailable", "The database is away")),
     (Closed, _Kind(503, "stopping", "The sidecar is stopping")),
+    (Gone, _Kind(CLIENT_GONE, "gone", "The client went away")),
     (ConfigurationError, _Kind(500, "misconfigured", "The sidecar is misconfigured")),
 )
 _INTERNAL = _Kind(500, "internal", "Internal error")

@@ -12,6 +12,9 @@ from . import problems
 from .config import CONCURRENT_REQUESTS, HEAD_BYTES, HEAD_SECONDS, RETRY_AFTER_SECONDS, TLS_CLOSE_SECONDS
 from .problems import HttpProblem
 
+GONE = "skialith.gone"
+"""Whether the client has closed its connection, as a question; in the scope."""
+
 
 class Protocol(HttpToolsProtocol):
     """A connection whose first request must come within ``HEAD_SECONDS``, with at most ``HEAD_BYTES`` of headers."""
@@ -52,7 +55,13 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         crowded = len(self.connections) > CONCURRENT_REQUESTS
         self.app = _overloaded if crowded else self.config.loaded_app
+        self.scope[GONE] = self.transport.is_closing  # type: ignore[literal-required]
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self.pipeline:
+            self.flow.resume_reading()  # paused by a long body, it would not see that the client goes away
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

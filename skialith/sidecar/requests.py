@@ -15,6 +15,7 @@ from starlette.responses import Response
 from ..config import MAX_ID_CHARACTERS, check_id
 from .engine import Engine
 from .problems import HttpProblem
+from .protocol import GONE
 
 
 class _Request(Request):
@@ -70,13 +71,14 @@ AgentId = Annotated[str, Depends(_agent_id)]
 EngineOf = Annotated[Engine, Depends(_engine)]
 
 
-def connected(request: Request) -> Callable[[], Coroutine[Any, Any, bool]]:
-    """Whether the client still waits for the answer, as a question."""
+def has_gone(request: Request) -> Callable[[], bool]:
+    """Whether the client has closed its connection, as a question; a server that cannot tell says no."""
+    closing: Callable[[], bool] = request.scope.get(GONE, _no)
+    return closing
 
-    async def still() -> bool:
-        return not await request.is_disconnected()
 
-    return still
+def _no() -> bool:
+    return False
 
 
 def client_name(request: Request) -> str:

@@ -46,7 +46,7 @@ async def save_event(
 ) -> Response:
     """Append one event; answered when it is durable."""
     record = _event(engine, agent_id, body)
-    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "event")
+    ack = await engine.append(_lane(agent_id, lease), record, requests.has_gone(request), "event")
     return answers.answer(_ack(ack))
 
 
@@ -56,7 +56,7 @@ async def save_events(
 ) -> Response:
     """Append events in order; answered when all of them are durable. Sending all again is safe."""
     records = [_event(engine, agent_id, event, f"events[{n}].") for n, event in enumerate(body.events)]
-    acks = await engine.append_all(agent_id, _lane(agent_id, lease), records, requests.connected(request))
+    acks = await engine.append_all(agent_id, _lane(agent_id, lease), records, requests.has_gone(request))
     return answers.answer(f'{{"acks":[{",".join(map(_ack, acks))}]}}')
 
 
@@ -80,7 +80,7 @@ async def checkpoint(
     """Append the agent's state; answered when it is durable. The last one counts, whatever its step."""
     record = checkpoint_record(engine.config.namespace, agent_id, body.step_index, _pack(engine, body.state, "state"))
     message_id = None if idempotency_key is None else retry_id(record, idempotency_key)
-    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "checkpoint", message_id)
+    ack = await engine.append(_lane(agent_id, lease), record, requests.has_gone(request), "checkpoint", message_id)
     return answers.answer(_ack(ack))
 
 
@@ -121,7 +121,7 @@ async def record_step(
     and that counts.
     """
     record = _step(engine, agent_id, body)
-    ack = await engine.append(_lane(agent_id, lease), record, requests.connected(request), "step")
+    ack = await engine.append(_lane(agent_id, lease), record, requests.has_gone(request), "step")
     recorded = "null"
     if ack.duplicate:
         found = await awaiting.in_thread(partial(engine.runtime.steps(agent_id).find, record.key, body.step_id))

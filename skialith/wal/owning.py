@@ -53,10 +53,10 @@ class Owning:
             if lane.lease is None:
                 lane.lease = await self._leases.adopt(owner.agent_id, owner.token, deadline)
 
-    def holds(self, owner: Owner) -> bool:
-        """Whether this process writes for that owner; any thread may ask."""
+    def held(self, owner: Owner) -> Lease | None:
+        """The lease by which this process writes for that owner, another object after each adoption; any thread may ask."""
         lane = self._log.lanes.get(owner)
-        return lane is not None and lane.lease is not None
+        return None if lane is None else lane.lease
 
     async def disown(self, owner: Owner, deadline: float) -> None:
         """Give an owner's agent up, behind all that was handed over for it here."""

@@ -23,12 +23,12 @@ from tests.fixtures.wal import OpenWal, checkpoint, soon
 from tests.integration.test_owners import adopt, handed, last_step
 
 
-async def yes() -> bool:
-    return True
-
-
-async def no() -> bool:
+def no() -> bool:
     return False
+
+
+def yes() -> bool:
+    return True
 
 
 def made(step: int, namespace: str) -> Record:
@@ -51,11 +51,11 @@ def test_an_owner_takes_turns_at_two_sidecars(settings: dict[str, Any]) -> None:
         async with opened(settings) as one, opened(there) as other:
             owner = await one.claim("a", "me")
             for n in range(20):
-                await (one, other)[n % 2].append(owner, made(n, settings["namespace"]), yes, "checkpoint")
+                await (one, other)[n % 2].append(owner, made(n, settings["namespace"]), no, "checkpoint")
             assert (await one.newest_checkpoint("a"))[0].step_index == 19
             # Many at once by both: none is lost, each is written once.
             both = [
-                (one, other)[n % 2].append(owner, made(n, settings["namespace"]), yes, "checkpoint") for n in range(100)
+                (one, other)[n % 2].append(owner, made(n, settings["namespace"]), no, "checkpoint") for n in range(100)
             ]
             acks = await asyncio.gather(*both)
             assert len({ack.seq for ack in acks}) == 100
@@ -71,15 +71,15 @@ def test_a_request_that_was_given_up_is_not_sent_after_the_owners_next_one(
     async def main() -> None:
         async with opened(settings) as engine:
             owner: Owner = await engine.claim("a", "me")
-            await engine.append(owner, made(1, settings["namespace"]), yes, "checkpoint")
+            await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             lanes = engine.runtime.wal.log.lanes
             turn = lanes[owner].turn
             assert turn.try_take()  # as while an earlier record waits for its PubAck
-            stalled = asyncio.create_task(engine.append(owner, made(2, settings["namespace"]), no, "checkpoint"))
+            stalled = asyncio.create_task(engine.append(owner, made(2, settings["namespace"]), yes, "checkpoint"))
             await until(lambda: turn.waiting == 1, 10, "it waits")
             await awaiting.in_thread(lambda: adopt(other, owner))
             turn.give()
-            following = asyncio.create_task(engine.append(owner, made(3, settings["namespace"]), yes, "checkpoint"))
+            following = asyncio.create_task(engine.append(owner, made(3, settings["namespace"]), no, "checkpoint"))
             await following
             with pytest.raises(WalUnavailable) as caught:
                 await stalled
@@ -95,7 +95,7 @@ def test_leases_are_those_of_the_owners_when_it_ends(settings: dict[str, Any], o
     async def main() -> Owner:
         async with opened(settings) as engine:
             owner: Owner = await engine.claim("a", "me")
-            await engine.append(owner, made(1, settings["namespace"]), yes, "checkpoint")
+            await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             return owner
 
     owner = run("uvloop", main())
