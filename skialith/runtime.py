@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import logging
 import os
@@ -71,17 +72,18 @@ def process_id() -> int:
     return _registry.pid
 
 
-def acquire(config: Config, *, create: bool = True) -> Runtime:
+def acquire(config: Config, *, create: bool = True, loop: asyncio.AbstractEventLoop | None = None) -> Runtime:
     """The running runtime of these settings, started if need be; give it back with ``Runtime.release``.
 
     Raises ``ConfigurationError`` or ``WalUnavailable`` within the settings' timeout; without ``create`` a ``WalError`` when
-    the namespace has no log yet.
+    the namespace has no log yet. ``loop``: a server's running loop, which a runtime that is started now uses in place of a
+    thread; it must outlive the runtime, and nothing that blocks may be called on it.
     """
     _refuse_green_threads()
     with _registry.lock:
         runtime = _registry.runtimes.get(config)
         if runtime is None:
-            runtime = Runtime(config)
+            runtime = Runtime(config, loop)
             runtime.start(create)
             _registry.runtimes[config] = runtime
         runtime.users += 1
@@ -107,8 +109,9 @@ def _refuse_green_threads() -> None:
 class Runtime:
     """The log connection, the drains and the database of one configuration in one process."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.config = config
+        self._loop = loop
         self.pid = process_id()
         self.users = 0
         self.closed = False
@@ -130,7 +133,7 @@ class Runtime:
         wal_bytes = None
         if self._local is not None:
             wal_bytes = self._local.acquire(self.config.timeout).wal_bytes
-        self.wal = Wal(self.config, self.find_url, wal_bytes)
+        self.wal = Wal(self.config, self.find_url, wal_bytes, self._loop)
         try:
             self.wal.open(max(1.0, deadline - time.monotonic()), create)
             self._recent = Recent(self.wal, self.thread, self.config.timeout)

@@ -18,6 +18,7 @@ from .fixtures.graphs import open_saver, saver, unstored
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
 from .fixtures.proxy_plugin import proxy
+from .fixtures.sidecar_app import sidecar_app
 from .fixtures.wal import open_wal
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "redis_server",
     "saver",
     "settings",
+    "sidecar_app",
     "start_worker",
     "unstored",
 ]

@@ -27,10 +27,6 @@ Connected = Callable[[], Awaitable[bool]]
 """Whether whoever sent a request still waits for its answer."""
 
 
-class Gone(SkialithError):
-    """The client gave its request up before anything was sent; nobody reads this."""
-
-
 class Engine:
     """One runtime for all requests of a process."""
 
@@ -40,8 +36,12 @@ class Engine:
         self._runtime: Runtime | None = None
 
     async def open(self) -> None:
-        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``."""
-        self._runtime = await awaiting.in_thread(lambda: acquire(self.config))
+        """Connect and start the writer. Raises ``ConfigurationError`` or ``WalUnavailable``.
+
+        The log's connection is read on this loop, so that a PubAck changes no threads on its way to the handler.
+        """
+        loop = asyncio.get_running_loop()
+        self._runtime = await awaiting.in_thread(lambda: acquire(self.config, loop=loop))
 
     async def close(self) -> None:
         """Flush (bounded), stop the writer, disconnect; leases stay with their owners."""
@@ -102,8 +102,10 @@ class Engine:
         An owner's requests may come by several processes. Whatever waits here when its next one came elsewhere is refused,
         because the client may have given it up for that one; so it is sent again only if the client still waits for it.
         """
+        moved = False
         while True:
-            if isinstance(name, Owner) and not self.runtime.wal.log.holds(name):
+            # After a refusal also if another request has adopted the lease meanwhile: it may be the client's next one.
+            if isinstance(name, Owner) and (moved or not self.runtime.wal.log.owning.holds(name)):
                 await self._adopt(name, deadline, connected)
             try:
                 return await make()
@@ -115,22 +117,23 @@ class Engine:
 
     async def _adopt(self, owner: Owner, deadline: float, connected: Connected) -> None:
         wal = self.runtime.wal
-        await wal.ask(lambda: wal.log.adopt(owner, deadline), deadline, whole=True)
+        await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
         # In this order: if its next request comes by another process from here on, this one's record is refused.
         if not await connected():
-            raise Gone(f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent", retryable=True)
+            text = f"agent {owner.agent_id!r}: the client gave the request up; nothing was sent"
+            raise LeaseMoved(text, outcome="not_written")
 
     # ---- owning and reading
 
     async def claim(self, agent_id: str, owner: str) -> Owner:
         """Own the agent on behalf of whoever gets the token. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        return await wal.ask(lambda: wal.log.claim_for(agent_id, owner, deadline), deadline, whole=True)
+        return await wal.ask(lambda: wal.log.owning.claim_for(agent_id, owner, deadline), deadline, whole=True)
 
     async def disown(self, owner: Owner) -> None:
         """Give the agent up; does nothing if it has another owner by now. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        await wal.ask(lambda: wal.log.disown(owner, deadline), deadline, whole=True)
+        await wal.ask(lambda: wal.log.owning.disown(owner, deadline), deadline, whole=True)
 
     async def newest_checkpoint(self, agent_id: str) -> Found:
         """Raises ``WalUnavailable`` or ``StoreUnavailable``."""

@@ -43,6 +43,9 @@ class Arrival:
         if self.done:
             return False
         self.done = True
+        if asyncio._get_running_loop() is self._loop:
+            self._arrive(settle, outcome)
+            return True
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._arrive, settle, outcome)
         return True

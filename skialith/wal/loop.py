@@ -1,4 +1,4 @@
-"""The loop thread: one asyncio loop on one daemon thread, for everything that speaks to NATS."""
+"""The loop thread: one asyncio loop for everything that speaks to NATS, on a daemon thread of its own or on that of a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
-from ..errors import Closed, WalUnavailable
+from ..errors import BlockingCallInEventLoop, Closed, WalUnavailable
 from ._link import tell
 from ._promise import Promise
 from .arrival import Arrival
@@ -69,11 +69,15 @@ class _Call:
 
 
 class LoopThread:
-    """Runs coroutines for threads. ``start()`` returns only when the loop answers."""
+    """Runs coroutines for threads. ``start()`` returns only when the loop answers.
 
-    def __init__(self, name: str = "skialith-loop") -> None:
-        self._loop = _new_loop()
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+    ``lent``: a running loop to be used in place of one's own, whose thread must never call what blocks; it stays running.
+    """
+
+    def __init__(self, lent: asyncio.AbstractEventLoop | None = None) -> None:
+        self._lent = lent is not None
+        self._loop = lent or _new_loop()
+        self._thread = threading.Thread(target=self._main, name="skialith-loop", daemon=True)
         self._started = Promise()
         self._stopped = False
 
@@ -82,8 +86,9 @@ class LoopThread:
         return self._loop
 
     def start(self) -> None:
-        self._thread.start()
-        self._started.wait(_START_SECONDS)
+        if not self._lent:
+            self._thread.start()
+            self._started.wait(_START_SECONDS)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -109,6 +114,9 @@ class LoopThread:
         ``WalUnavailable`` with outcome ``unknown``. After Ctrl-C the coroutine is cancelled. Raises ``Closed`` when the loop
         has stopped.
         """
+        if asyncio._get_running_loop() is self._loop:
+            coroutine.close()
+            raise BlockingCallInEventLoop("a call that blocks was made on the loop that it needs")
         call = _Call(self._loop, coroutine, promise := Promise())
         try:
             self._begin(call)
@@ -148,10 +156,12 @@ class LoopThread:
         raise WalUnavailable(f"no answer from the loop thread within {timeout:.1f} s", outcome="unknown") from error
 
     def stop(self) -> None:
-        """Stop the loop and join its thread. May be called twice, and before ``start``."""
+        """Stop the loop, unless it is lent, and join its thread. May be called twice, and before ``start``."""
         if self._stopped:
             return
         self._stopped = True
+        if self._lent:
+            return
         if not self._thread.is_alive():
             self._loop.close()
             return

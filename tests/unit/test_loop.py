@@ -24,7 +24,7 @@ SIGNALS = 300
 
 @pytest.fixture
 def loop() -> Iterator[LoopThread]:
-    thread = LoopThread("test-loop")
+    thread = LoopThread()
     thread.start()
     yield thread
     thread.stop()
