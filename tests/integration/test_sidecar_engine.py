@@ -27,10 +27,6 @@ def no() -> bool:
     return False
 
 
-def yes() -> bool:
-    return True
-
-
 def made(step: int, namespace: str) -> Record:
     return checkpoint_record(namespace, "a", step, plain({}, "state"))
 
@@ -73,11 +69,12 @@ def test_a_request_that_was_given_up_is_not_sent_after_the_owners_next_one(
             owner: Owner = await engine.claim("a", "me")
             await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             lanes = engine.runtime.wal.log.lanes
-            turn = lanes[owner].turn
+            turn, gone = lanes[owner].turn, False
             assert turn.try_take()  # as while an earlier record waits for its PubAck
-            stalled = asyncio.create_task(engine.append(owner, made(2, settings["namespace"]), yes, "checkpoint"))
+            stalled = asyncio.create_task(engine.append(owner, made(2, settings["namespace"]), lambda: gone, "checkpoint"))
             await until(lambda: turn.waiting == 1, 10, "it waits")
             await awaiting.in_thread(lambda: adopt(other, owner))
+            gone = True
             turn.give()
             following = asyncio.create_task(engine.append(owner, made(3, settings["namespace"]), no, "checkpoint"))
             await following
