@@ -11,11 +11,11 @@ import pytest
 from skialith import awaiting
 from skialith.base_agent import checkpoint_record
 from skialith.config import load
-from skialith.errors import WalUnavailable
 from skialith.payloads import plain
 from skialith.records import Record
 from skialith.sidecar import config
 from skialith.sidecar.engine import Engine
+from skialith.sidecar.problems import Gone
 from skialith.wal.lane import Owner
 from tests.fixtures.loops import run, until
 from tests.fixtures.nats import wait_until
@@ -71,14 +71,16 @@ def test_a_request_that_was_given_up_is_not_sent_after_the_owners_next_one(
             lanes = engine.runtime.wal.log.lanes
             turn, gone = lanes[owner].turn, False
             assert turn.try_take()  # as while an earlier record waits for its PubAck
-            stalled = asyncio.create_task(engine.append(owner, made(2, settings["namespace"]), lambda: gone, "checkpoint"))
+            stalled = asyncio.create_task(
+                engine.append(owner, made(2, settings["namespace"]), lambda: gone, "checkpoint")
+            )
             await until(lambda: turn.waiting == 1, 10, "it waits")
             await awaiting.in_thread(lambda: adopt(other, owner))
             gone = True
             turn.give()
             following = asyncio.create_task(engine.append(owner, made(3, settings["namespace"]), no, "checkpoint"))
             await following
-            with pytest.raises(WalUnavailable) as caught:
+            with pytest.raises(Gone) as caught:
                 await stalled
             assert caught.value.outcome == "not_written"
             assert (await engine.newest_checkpoint("a"))[0].step_index == 3
