@@ -178,7 +178,7 @@ def test_a_second_signal_ends_it_at_once(nats_server: NatsServer, tmp_path: Path
     settings = {"SKIALITH_NATS_URL": nats_server.url, "SKIALITH_WAL_BYTES": WAL_BYTES}
     with sidecar("--workers", str(workers), cwd=tmp_path, settings=settings) as made:
         children = _children(made.process.pid) if workers > 1 else []
-        folder = _metrics_folder(made)
+        folder = made.metrics_folder()
         assert folder.exists() == (workers > 1)
         nats_server.pause()
         body = {"event_id": "waiting", "payload": 1}
@@ -193,13 +193,6 @@ def test_a_second_signal_ends_it_at_once(nats_server: NatsServer, tmp_path: Path
     assert isinstance(answers[0], httpx.TransportError)
     wait_until(lambda: not [pid for pid in children if _alive(pid)], 10, "no worker is left")
     assert not folder.exists()
-
-
-def _metrics_folder(made: Sidecar) -> Path:
-    """Where the workers count; of one that counts for itself a path that is not there."""
-    pids = [line["worker"] for line in made.lines if line["event"] == "serving"]
-    variables = Path(f"/proc/{pids[-1]}/environ").read_bytes().split(b"\0")
-    return Path(next((v.partition(b"=")[2].decode() for v in variables if v.startswith(b"PROMETHEUS_")), "/nowhere"))
 
 
 def _children(pid: int) -> list[int]:
@@ -366,7 +359,7 @@ def test_workers_share_the_embedded_server_and_one_that_is_killed_is_replaced(tm
 def test_workers_of_a_supervisor_that_is_killed_end_and_free_the_port(tmp_path: Path) -> None:
     with sidecar("--workers", "2", cwd=tmp_path) as made:
         wait_until(lambda: "2 workers" in made.said, 30, "both serve")
-        children, folder = _children(made.process.pid), _metrics_folder(made)
+        children, folder = _children(made.process.pid), made.metrics_folder()
         assert folder.exists()
         save(made, "before")
         assert made.stop(signal.SIGKILL) == -signal.SIGKILL
