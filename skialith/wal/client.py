@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 from ..config import (
     API_TIMEOUT_SECONDS,
-    APPEND_ATTEMPT_SECONDS,
     CLOSE_SECONDS,
     TRIM_SECONDS,
     WRITER_STANDS_SECONDS,
