@@ -87,20 +87,17 @@ class Direct:
 
     def _overdue(self) -> None:
         with suppress(LoopClosed):  # then it was ended
-            self._wire.hand_over(self.lane.turn, 0, 0, self._give_up, None)
+            self._wire.hand_over(self.lane.turn, 0, 0, self._answered, None)
 
     # ---- on the loop
 
     def end_attempt(self, now: float) -> None:
         """Take it over if its attempt is over: its caller's loop, which should say so, may be blocked or stand still."""
-        if now > self._until:
-            self._settle(None)
+        if now > self._until and self._window.sent:
+            self._answered(None)
 
     def _answered(self, _: None) -> None:
         self._settle(readable(self._window.answers()[0]))
-
-    def _give_up(self, _: None) -> None:
-        self._settle(None)
 
     def _settle(self, answer: tuple[int, bool] | bytes | None) -> None:
         if self._over:
