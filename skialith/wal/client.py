@@ -393,7 +393,7 @@ class Wal:
             return
         self._closed = True
         with contextlib.suppress(SkialithError):
-            self._thread.call(self._close(), CLOSE_SECONDS)
+            self._thread.call(self._close(), CLOSE_SECONDS, whole=True)  # a lent loop may be blocked now
         self._thread.stop()
         if hasattr(self, "log"):
             self.log.end()

@@ -25,7 +25,6 @@ class Direct:
 
     __slots__ = (
         "_again",
-        "_over",
         "_tally",
         "_under_way",
         "_until",
@@ -56,7 +55,6 @@ class Direct:
         self._again = again
         self._under_way = under_way
         self._until = min(time.monotonic() + APPEND_ATTEMPT_SECONDS, ticket.deadline)
-        self._over = False
         self._window = Window(0, 1, self._answered)
 
     def send(self, subject: str) -> bool:
@@ -100,10 +98,8 @@ class Direct:
         self._settle(readable(self._window.answers()[0]))
 
     def _settle(self, answer: tuple[int, bool] | bytes | None) -> None:
-        if self._over:
+        if not self._over():
             return
-        self._over = True
-        self._under_way.discard(self)
         self._wire.give_up(self._window)
         if isinstance(answer, tuple):
             self._wire.leave(self.lane.turn, 1, self.size)
@@ -113,10 +109,17 @@ class Direct:
             self._again(self, answer is None)
         self.lane.turn.give()
 
+    def _over(self) -> bool:
+        """Whether it is over just now, and was not before."""
+        try:
+            self._under_way.remove(self)
+        except KeyError:
+            return False
+        return True
+
     def ended(self) -> None:
-        """The loop has ended, nothing comes any more."""
-        if not self._over:
-            self._over = True
+        """Nothing comes any more: the log is closed; by whatever thread."""
+        if self._window.sent and self._over():
             self._wire.leave(self.lane.turn, 1, self.size)
             self.ticket.fail(
                 Closed(

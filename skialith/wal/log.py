@@ -171,14 +171,13 @@ class Log:
         return True
 
     def end(self) -> None:
-        """The loop has ended: what was handed over so late that the loop did not see it is refused."""
+        """The loop has ended, or does not answer: what was handed over so late that the loop did not see it is refused."""
         self._closed = True
         for callback, handed in self._connection.wire.end():
-            whose = getattr(callback, "__self__", None)
-            if isinstance(whose, Direct):
-                whose.ended()
-            elif callback == self._take:
+            if callback == self._take:
                 self._take(handed)
+        for direct in list(self._direct):
+            direct.ended()
 
     def bury(self, letter: DeadLetter, deadline: float) -> Ticket:
         """Append a dead letter, with the whole body of a large record, to the dead-letter stream."""

@@ -107,17 +107,17 @@ class LoopThread:
         if tasks:
             self._loop.run_until_complete(asyncio.wait(tasks, timeout=_STOP_SECONDS))
 
-    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+    def call(self, coroutine: Coroutine[Any, Any, T], timeout: float, *, whole: bool = False) -> T:
         """Run a coroutine to its end and return its result. Interruptible; bounded by ``timeout`` seconds.
 
         The coroutine is expected to keep its own deadline; the timeout here is the net below it, and raises
-        ``WalUnavailable`` with outcome ``unknown``. After Ctrl-C the coroutine is cancelled. Raises ``Closed`` when the loop
-        has stopped.
+        ``WalUnavailable`` with outcome ``unknown``. Then, and after Ctrl-C, the coroutine is cancelled, unless it is to go on to
+        its end (``whole``). Raises ``Closed`` when the loop has stopped.
         """
         if asyncio._get_running_loop() is self._loop:
             coroutine.close()
             raise BlockingCallInEventLoop("a call that blocks was made on the loop that it needs")
-        call = _Call(self._loop, coroutine, promise := Promise())
+        call = _Call(self._loop, coroutine, promise := Promise(), whole=whole)
         try:
             self._begin(call)
             result: T = promise.wait(timeout)

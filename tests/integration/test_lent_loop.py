@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,8 @@ from skialith.config import load
 from skialith.errors import BlockingCallInEventLoop, Closed, SkialithError
 from skialith.records import NOWHERE
 from skialith.runtime import Runtime, acquire
-from tests.fixtures.loops import KINDS, Kind, run
+from skialith.wal import client
+from tests.fixtures.loops import KINDS, Kind, run, until
 from tests.fixtures.nats import NatsServer
 from tests.fixtures.wal import event
 
@@ -105,5 +107,26 @@ def test_it_is_closed_while_the_server_does_not_answer(
         assert isinstance(errors[0], SkialithError) and errors[0].outcome == "unknown"  # it was sent
         with pytest.raises(Closed):
             await save(engine, "late")
+
+    run(kind, main())
+
+
+@each_loop
+def test_it_is_closed_while_the_loop_is_blocked(
+    settings: dict[str, Any], kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closes it does not wait for longer than a close may take, and nothing of it stays behind all the same."""
+    monkeypatch.setattr(client, "CLOSE_SECONDS", 0.3)
+
+    async def main() -> None:
+        others = asyncio.all_tasks()
+        engine = await opened({**settings, "writer": "off"})
+        await save(engine, "first")
+        closing = threading.Thread(target=engine.release)
+        closing.start()
+        closing.join(30)  # on the loop
+        assert not closing.is_alive()
+        await until(lambda: asyncio.all_tasks() == others, 10, "nothing of it is left on the loop")
+        assert not engine.wal.connection.is_open
 
     run(kind, main())
