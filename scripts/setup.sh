@@ -56,6 +56,10 @@ check_mariadb() {
     PATH=$PATH:/usr/sbin command -v mariadbd >/dev/null || need mariadb-server
 }
 
+check_curl() {
+    command -v curl >/dev/null || need curl
+}
+
 check_redis() {
     command -v redis-server >/dev/null || need redis-server
 }
@@ -126,10 +130,12 @@ demo) ;;
 dev)
     check_mariadb
     check_redis
+    check_curl
     ;;
 bench)
     check_mariadb
     check_redis
+    check_curl
     check_postgres
     ;;
 *) fail "usage: scripts/setup.sh demo|dev|bench" ;;

@@ -294,7 +294,7 @@ class Ownership:
     async def claim(self, deadline: float) -> None:
         async with self._turn:
             if not self._over:
-                await self._wal.log.claim(self._agent_id, deadline)
+                await self._wal.log.owning.claim(self._agent_id, deadline)
                 if self._owner:
                     await self._wal.released(self._agent_id)
                 self._owner = True

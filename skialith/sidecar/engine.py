@@ -120,12 +120,11 @@ class Engine:
     async def _held(self, owner: Owner, deadline: float) -> Lease | None:
         """The lease as this process holds it; None if that is over already."""
         wal = self.runtime.wal
-        if wal.log.held(owner) is None:
-            await wal.ask(lambda: wal.log.adopt(owner, deadline), deadline, whole=True)
-        lease = wal.log.held(owner)
-        # The sockets are read in between: that a client went away before it sent what is answered by now is known then.
-        await asyncio.sleep(0)
-        return lease
+        if wal.log.owning.held(owner) is None:
+            await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
+            # The sockets are read in between: that a client went away before it sent what is answered by now is known then.
+            await asyncio.sleep(0)
+        return wal.log.owning.held(owner)
 
     def _check_wanted(self, name: LaneName, lease: Lease | None, has_gone: HasGone) -> None:
         """Raises ``Gone``, or ``LeaseMoved`` if the owner wrote elsewhere since the lease was looked at, or ``Closed``."""
@@ -134,7 +133,7 @@ class Engine:
             if has_gone():
                 text = f"agent {name.agent_id!r}: the client gave the request up; nothing was sent"
                 raise Gone(text, outcome="not_written", retryable=True)
-            if self.runtime.wal.log.held(name) is not lease:
+            if self.runtime.wal.log.owning.held(name) is not lease:
                 raise LeaseMoved(f"agent {name.agent_id!r}: its lease was adopted anew meanwhile; nothing was sent")
 
     # ---- owning and reading
@@ -142,12 +141,12 @@ class Engine:
     async def claim(self, agent_id: str, owner: str) -> Owner:
         """Own the agent on behalf of whoever gets the token. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        return await wal.ask(lambda: wal.log.claim_for(agent_id, owner, deadline), deadline, whole=True)
+        return await wal.ask(lambda: wal.log.owning.claim_for(agent_id, owner, deadline), deadline, whole=True)
 
     async def disown(self, owner: Owner) -> None:
         """Give the agent up; does nothing if it has another owner by now. Raises ``WalUnavailable``."""
         wal, deadline = self.runtime.wal, self.deadline()
-        await wal.ask(lambda: wal.log.disown(owner, deadline), deadline, whole=True)
+        await wal.ask(lambda: wal.log.owning.disown(owner, deadline), deadline, whole=True)
 
     async def newest_checkpoint(self, agent_id: str) -> Found:
         """Raises ``WalUnavailable`` or ``StoreUnavailable``."""

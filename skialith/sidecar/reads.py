@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from .. import trace_json
@@ -50,7 +50,8 @@ async def history(
     """The agent's events, oldest first: the log and the database together, dead letters included.
 
     A page ends early when its payloads are large, or, with `type`, when it has looked at many events; it may be empty and
-    still have `next`. An agent that never saved anything has none.
+    still have `next`. An agent that never saved anything has none. While the database is behind, an event that was saved twice,
+    over half a minute apart, may stand on two pages; its `event_id` tells.
     """
     page = partial(_history, engine.runtime, agent_id, after, limit, type)
     return answers.answer(await in_thread(page))
@@ -95,11 +96,9 @@ async def step(
     engine: EngineOf,
     step_id: Annotated[
         str,
-        Path(
-            min_length=1,
-            max_length=12 * MAX_ID_CHARACTERS,
-            description="Its name, with `#2` for the second call of it, behind the id of the step that called it and `/`.",
-            examples=["ask-llm%232"],
+        requests.id_in_path(
+            "ask-llm#2",
+            "Its name, with `#2` for the second call of it, behind the id of the step that called it and `/`.",
         ),
     ],
 ) -> Response:

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import ssl
@@ -33,6 +34,7 @@ from .config import (
     SHUTDOWN_SECONDS,
     WORKER_HANGS_SECONDS,
     SidecarConfig,
+    metrics_folder,
     share_metrics,
 )
 
@@ -237,17 +239,22 @@ def _several(config: Config, sidecar: SidecarConfig, sock: socket.socket, up: Ca
     receiver, sender = spawn.Pipe(duplex=False)
     reports = _Reports(sender, spawn.Lock(), spawn.Event())
     errors: list[SkialithError] = []
+    failed = True
     listener = threading.Thread(target=_listen, args=(receiver, sidecar.workers, up, errors), daemon=True)
-    with tempfile.TemporaryDirectory(prefix="skialith-metrics-") as folder, sender:
-        share_metrics(folder)
-        workers = _Workers(_settings(partial(_worker_app, config, sidecar, reports), sidecar), [sock])
-        listener.start()
-        try:
-            workers.run()
-        finally:
-            workers.kill_all()
+    try:
+        with tempfile.TemporaryDirectory(prefix="skialith-metrics-", ignore_cleanup_errors=True) as folder, sender:
+            share_metrics(folder)
+            workers = _Workers(_settings(partial(_worker_app, config, sidecar, reports), sidecar), [sock])
+            listener.start()
+            try:
+                workers.run()
+            finally:
+                workers.kill_all()
+                failed = workers.failed
+    except _Killed as killed:
+        _die_of(killed.number)
     listener.join()  # it ends when nobody is left who could send
-    if errors or workers.failed:
+    if errors or failed:
         raise _first(errors)
 
 
@@ -267,6 +274,14 @@ def _listen(receiver: Connection, expected: int, up: Callable[[], None], errors:
             up()
 
 
+class _Killed(BaseException):
+    """The second signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class _Workers(Multiprocess):
     """Replaces workers that die; ends when one cannot start, or by a signal, of which the second one kills."""
 
@@ -283,8 +298,7 @@ class _Workers(Multiprocess):
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._told:
-            self.kill_all()
-            _die_of(number)
+            raise _Killed(number)
         self._told = True
         self.signal_queue.append(number)
 
@@ -328,4 +342,5 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        shutil.rmtree(metrics_folder() or "", ignore_errors=True)  # counting goes on in files that are open
         os.kill(os.getpid(), signal.SIGTERM)

@@ -156,7 +156,7 @@ class Wal:
                     await self.stream.info()
                 if self._watched:
                     await self._look_at_writer()
-                await self.log.renew_due(time.monotonic() + self._config.timeout)
+                await self.log.owning.renew_due(time.monotonic() + self._config.timeout)
             except AgentFenced as error:
                 log.warning("%s", error)
             except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
@@ -182,11 +182,11 @@ class Wal:
         return self.log.wait(ticket)
 
     def claim(self, agent_id: str, deadline: float) -> None:
-        self._call(lambda: self.log.claim(agent_id, deadline), deadline)
+        self._call(lambda: self.log.owning.claim(agent_id, deadline), deadline)
 
     def confirm(self, agent_id: str, deadline: float) -> None:
         """Raises ``AgentFenced`` if somebody else owns the agent by now, or ``WalUnavailable``."""
-        self._call(lambda: self.log.confirm(agent_id, deadline), deadline)
+        self._call(lambda: self.log.owning.confirm(agent_id, deadline), deadline)
 
     def release(self, agent_id: str) -> None:
         """Give an agent up; what goes wrong leaves the lease to age out."""
@@ -196,7 +196,7 @@ class Wal:
     async def released(self, agent_id: str) -> None:
         """As :meth:`release`; on the loop thread."""
         try:
-            await self._explained(lambda: asyncio.wait_for(self.log.release(agent_id), _RELEASE_SECONDS))
+            await self._explained(lambda: asyncio.wait_for(self.log.owning.release(agent_id), _RELEASE_SECONDS))
         except asyncio.TimeoutError:
             log.info("the lease of agent %r stays until it ages out: no answer in %g s", agent_id, _RELEASE_SECONDS)
         except (WalError, ConfigurationError) as error:
@@ -401,7 +401,7 @@ class Wal:
             with contextlib.suppress(
                 asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders
             ):
-                await asyncio.wait_for(self.log.release_all(), _RELEASE_SECONDS)
+                await asyncio.wait_for(self.log.owning.release_all(), _RELEASE_SECONDS)
         if hasattr(self, "connection"):
             await self.connection.end_deliveries(self._give_back, _RELEASE_SECONDS / 2)
             await self.connection.close()

@@ -15,6 +15,9 @@ from ._promise import Promise
 from ._waiting import Turn
 from .lease import Lease
 
+LOOK_AGAIN_SECONDS = 0.002
+"""How long to wait before looking again at what is counted in C."""
+
 
 class Thread(NamedTuple):
     """Names the lane of a graph's thread, which is no agent, whatever it is called."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
@@ -11,7 +10,7 @@ from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 from ..config import APPEND_ATTEMPT_SECONDS, IDLE_LANES, MAX_QUEUED_BYTES, MAX_QUEUED_RECORDS
-from ..errors import AgentFenced, Closed, WalUnavailable
+from ..errors import Closed, WalUnavailable
 from ..records import Ack, DeadLetter, Kind, Record
 from . import frames
 from ._wire import LoopClosed, Unsettled
@@ -19,15 +18,15 @@ from .arrival import Arrival
 from .delivery import BURIAL_LANE, Delivery
 from .direct import Direct
 from .futures import Futures
-from .lane import Entry, Lane, LaneName, Owner, Thread, Ticket, holding, lane_name, who
-from .lease import Lease, Leases
+from .lane import LOOK_AGAIN_SECONDS, Entry, Lane, LaneName, Owner, Thread, Ticket, holding, lane_name, who
+from .lease import Leases
+from .owning import Owning
 from .read import Reader
 from .stream import Stream
 from .transport import Connection
 
 _GRACE_SECONDS = 5.0
 """How long after its deadline a call waits for the loop to say what became of it."""
-_LOOK_AGAIN_SECONDS = 0.002
 _ROOM_SECONDS = 0.05
 """How long a call waits at once for room, before it looks whether there is enough for it."""
 
@@ -44,6 +43,7 @@ class Log:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.lanes: dict[LaneName, Lane] = {}
+        self.owning = Owning(self, leases)
 
     # ---- from any thread
 
@@ -53,7 +53,7 @@ class Log:
         If nothing of its agent is in flight and nothing is amiss, the calling thread does all of it itself.
         """
         name = lane_name(record)
-        lane = self.lanes.get(name) or self._lane(name)
+        lane = self.lanes.get(name) or self.lane(name)
         unknown = False
         if self._stream.has_room(len(record.body or b"")):
             try:
@@ -95,7 +95,7 @@ class Log:
         self, ticket: Ticket, records: Sequence[Record], deadline: float, *, unknown: bool = False
     ) -> list[Entry]:
         """Records of a call, ready to be handed over. Raises ``RecordTooLarge``."""
-        pair = self._lane(ticket.name).subjects
+        pair = self.lane(ticket.name).subjects
         subjects, max_payload = self._stream.subjects, self._connection.max_payload
         entries = []
         for record in records:
@@ -127,7 +127,7 @@ class Log:
 
         None: nothing was written, it is to be handed over. The ticket's promise must not wait in a thread.
         """
-        lane = self.lanes.get(ticket.name) or self._lane(ticket.name)
+        lane = self.lanes.get(ticket.name) or self.lane(ticket.name)
         lease = lane.lease
         if isinstance(ticket.name, Owner) and (lease is None or self._leases.due(lease)):
             return None
@@ -166,7 +166,7 @@ class Log:
         while wire.appending or wire.queued:
             if time.monotonic() >= deadline:
                 return False
-            time.sleep(_LOOK_AGAIN_SECONDS)
+            time.sleep(LOOK_AGAIN_SECONDS)
         return True
 
     def end(self) -> None:
@@ -188,13 +188,13 @@ class Log:
 
     def _hand_over(self, entries: list[Entry], size: int) -> bool:
         """False if too much is waiting. A signal's exception gives the call up, not the records' place in the order."""
-        lane = self._lane(entries[0].ticket.name)
+        lane = self.lane(entries[0].ticket.name)
         records = 0 if lane.name == BURIAL_LANE else len(entries)
         try:
             while not (taken := self._connection.wire.hand_over(lane.turn, records, size, self._take, (lane, entries))):
                 if not lane.turn.retired:
                     break
-                lane = self._lane(lane.name)  # it was forgotten just now
+                lane = self.lane(lane.name)  # it was forgotten just now
             return taken
         except LoopClosed:
             self._refuse(lane, entries)
@@ -203,7 +203,8 @@ class Log:
             entries[0].ticket.promise.give_up()
             raise
 
-    def _lane(self, name: LaneName) -> Lane:
+    def lane(self, name: LaneName) -> Lane:
+        """What the lane of this name is now, made if there is none; any thread may ask."""
         lane = self.lanes.get(name)
         if lane is None:
             new = Lane(name, self._subjects(name))
@@ -259,7 +260,7 @@ class Log:
     async def _drain(self, lane: Lane) -> None:
         try:
             while lane.queue:
-                async with self._held(lane):
+                async with self.held(lane):
                     await self._delivery.deliver(lane, self._delivery.next_group(lane))
         except BaseException as error:
             for entry in list(lane.queue):
@@ -271,7 +272,7 @@ class Log:
             lane.running = False
 
     @asynccontextmanager
-    async def _held(self, lane: Lane) -> AsyncIterator[Lane]:
+    async def held(self, lane: Lane) -> AsyncIterator[Lane]:
         """The lane's turn; afterwards its threads may append directly if nothing is amiss."""
         async with holding(lane.turn):
             lease = lane.lease
@@ -303,109 +304,12 @@ class Log:
             if len(self.lanes) <= IDLE_LANES:
                 return
             if lane.lease is None or isinstance(lane.name, Owner):
-                self._forget(lane)
+                self.forget(lane)
 
-    def _forget(self, lane: Lane) -> None:
+    def forget(self, lane: Lane) -> None:
+        """Let go of a lane, unless it is in use."""
         if not lane.holders and not lane.running and lane.turn.retire():
             self.lanes.pop(lane.name, None)
-
-    # ---- ownership
-
-    async def claim(self, agent_id: str, deadline: float) -> Lease:
-        """Own the agent. Within one process the lease is shared; one that was lost is claimed anew."""
-        async with self._owning(agent_id) as lane:
-            held = lane.lease
-            if held is not None and held.lost is None:
-                # Another process may have taken it over since the last write; whoever resumes takes it back.
-                with contextlib.suppress(AgentFenced):
-                    await self._leases.verify(held, deadline)
-                    await self._leases.ensure(held, deadline)
-                    held.users += 1
-                    return held
-            lease = await self._leases.claim(agent_id, deadline)
-            lease.users = held.users + 1 if held is not None else 1
-            lane.lease = lease
-            return lease
-
-    async def claim_for(self, agent_id: str, owner: str, deadline: float) -> Owner:
-        """Own the agent for somebody outside of this process, named ``owner`` to others, who keeps the lease's token."""
-        lease = await self._leases.claim(agent_id, deadline, owner)
-        name = Owner(agent_id, lease.token)
-        async with self._owning(name) as lane:
-            lane.lease = lease
-        return name
-
-    async def adopt(self, owner: Owner, deadline: float) -> None:
-        """From here on this process writes for that owner. Raises ``AgentFenced`` or ``WalUnavailable``."""
-        async with self._owning(owner) as lane:
-            if lane.lease is None:
-                lane.lease = await self._leases.adopt(owner.agent_id, owner.token, deadline)
-
-    def held(self, owner: Owner) -> Lease | None:
-        """The lease by which this process writes for that owner, another object after each adoption; any thread may ask."""
-        lane = self.lanes.get(owner)
-        return None if lane is None else lane.lease
-
-    async def disown(self, owner: Owner, deadline: float) -> None:
-        """Give an owner's agent up, behind all that was handed over for it here."""
-        async with self._owning(owner, after_all=True) as lane:
-            await self._leases.disown(owner.agent_id, owner.token, deadline)
-            lane.lease = None
-        self._forget(lane)
-
-    async def confirm(self, agent_id: str, deadline: float) -> None:
-        """Read the lease, if this process took one. Raises ``AgentFenced`` if it is not this process's any more."""
-        async with self._owning(agent_id) as lane:
-            if lane.lease is not None:
-                await self._leases.verify(lane.lease, deadline)
-
-    async def release(self, agent_id: LaneName) -> None:
-        """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""
-        lease = self._lane(agent_id).lease
-        if lease is not None:
-            lease.users -= 1
-            if lease.users <= 0:
-                await self._give_up(agent_id)
-
-    async def _give_up(self, agent_id: LaneName) -> None:
-        """Without its lease, what still waits would be written behind a next owner's back."""
-        async with self._owning(agent_id, after_all=True) as lane:
-            lease = lane.lease
-            if lease is not None and lease.users <= 0:
-                lane.lease = None
-                await self._leases.release(lease)
-
-    async def renew_due(self, deadline: float) -> None:
-        """Renew every lease of which a third has passed; give up what nobody uses any more and could not be given up."""
-        for agent_id, lane in list(self.lanes.items()):
-            if isinstance(agent_id, Owner):
-                continue
-            if lane.lease is not None and lane.lease.users <= 0 and not lane.holders:
-                if not lane.turn.waiting:
-                    await self._give_up(agent_id)
-            elif lane.lease is not None and self._leases.due(lane.lease):
-                async with self._owning(agent_id) as held:
-                    if held.lease is not None and held.lease.lost is None:
-                        await self._leases.renew(held.lease, deadline)
-
-    @asynccontextmanager
-    async def _owning(self, name: LaneName, *, after_all: bool = False) -> AsyncIterator[Lane]:
-        lane = self._lane(name)
-        lane.holders += 1
-        try:
-            while after_all and lane.turn.waiting:  # noqa: ASYNC110 - it is counted in C, by whatever thread
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-            async with self._held(lane):
-                yield lane
-        finally:
-            lane.holders -= 1
-
-    async def release_all(self) -> None:
-        """Give up every agent that this process owns; what goes wrong leaves a lease to age out."""
-        for lane in list(self.lanes.values()):
-            if lane.lease is not None and not isinstance(lane.name, Owner):
-                lane.lease.users = 1
-                await self.release(lane.name)
 
     async def close(self) -> None:
         """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome, later ones ``Closed``."""

@@ -18,15 +18,15 @@ from tests.fixtures.wal import OpenWal, append, checkpoint, event, new_namespace
 
 
 def claim(wal: Wal, agent_id: str = "a", name: str = "first") -> Owner:
-    return wal.call(lambda: wal.log.claim_for(agent_id, name, soon()), 10.0)
+    return wal.call(lambda: wal.log.owning.claim_for(agent_id, name, soon()), 10.0)
 
 
 def adopt(wal: Wal, owner: Owner) -> None:
-    wal.call(lambda: wal.log.adopt(owner, soon()), 10.0)
+    wal.call(lambda: wal.log.owning.adopt(owner, soon()), 10.0)
 
 
 def disown(wal: Wal, owner: Owner) -> None:
-    wal.call(lambda: wal.log.disown(owner, soon()), 10.0)
+    wal.call(lambda: wal.log.owning.disown(owner, soon()), 10.0)
 
 
 def handed(
@@ -58,13 +58,13 @@ def test_an_owner_goes_on_in_another_process_and_back(two: tuple[Wal, Wal]) -> N
     one, other = two
     owner = claim(one)
     write(one, owner, checkpoint(one, "a", 1))
-    assert other.log.held(owner) is None
+    assert other.log.owning.held(owner) is None
     adopt(other, owner)
     write(other, owner, checkpoint(other, "a", 2))
     with pytest.raises(LeaseMoved) as caught:
         write(one, owner, checkpoint(one, "a", 3))
     assert (caught.value.outcome, caught.value.retryable) == ("not_written", True)
-    assert one.log.held(owner) is None
+    assert one.log.owning.held(owner) is None
     assert last_step(one) == 2
     adopt(one, owner)
     write(one, owner, checkpoint(one, "a", 4))

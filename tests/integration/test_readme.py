@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 from skialith.config import Config
+from tests.fixtures.sidecar import sidecar
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -53,6 +55,27 @@ def test_the_steps_are_called_once(tmp_path: Path) -> None:
     last = "{'role': 'assistant', 'content': 'TWO'} ['write-ahead log', 3]"
     assert first == ["asked hello 32", "asked one 32", "asked two 32", last]
     assert second == [last]
+
+
+def test_the_http_example(tmp_path: Path) -> None:
+    """But for the port, which may be taken."""
+    found = re.search(r"<!-- http:.*?-->\n```sh\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    with sidecar(cwd=tmp_path) as made:
+        script = found[1].replace("127.0.0.1:7420", f"127.0.0.1:{made.port}")
+        done = subprocess.run(
+            ["sh", "-euc", script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        decoder, text, answers = json.JSONDecoder(), done.stdout, []
+        while text:
+            answer, end = decoder.raw_decode(text)
+            answers.append(answer)
+            text = text[end:]
+    event, checkpoint, state, history = answers
+    assert checkpoint["seq"] > event["seq"]
+    assert (state["step_index"], state["state"]) == (1, {"messages": ["..."]})
+    assert [one["payload"] for one in history["events"]] == [{"kind": "thought", "text": "..."}]
 
 
 SEED = """\

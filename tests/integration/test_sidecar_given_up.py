@@ -60,10 +60,10 @@ def test_a_batch_that_was_given_up(served: Sidecar) -> None:
         give_up(served, f"/agents/{agent}/events/batch", {"events": events}, owner)
         body = {"event_id": f"{step}.answered", "payload": None}
         assert http.post(f"/agents/{agent}/events", json=body, headers=owner).status_code == 200
-    events = list(event_ids(http, agent))
+    saved = list(event_ids(http, agent))
     for step in range(TIMES):
-        places = [place for place, event in enumerate(events) if event.startswith(f"{step}.")]
-        assert events[places[-1]] == f"{step}.answered"
+        places = [place for place, event in enumerate(saved) if event.startswith(f"{step}.")]
+        assert saved[places[-1]] == f"{step}.answered"
 
 
 def event_ids(http: httpx.Client, agent: str) -> Iterator[str]:

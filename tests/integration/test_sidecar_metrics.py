@@ -148,7 +148,7 @@ def test_workers_count_together_and_those_of_the_dead_stay(tmp_path: Path) -> No
         assert not [
             name for name in scraped(made) if name.startswith("process_")
         ]  # they would be those of any one worker
-        folder = _metrics_folder(made)
+        folder = made.metrics_folder()
         assert any(folder.glob("*.db"))
     assert not folder.exists()
 
@@ -170,12 +170,6 @@ def _healthy(made: Sidecar) -> bool:
             return client.get("/health").status_code == 200
     except httpx.TransportError:
         return False
-
-
-def _metrics_folder(made: Sidecar) -> Path:
-    workers = [Path(f"/proc/{line['worker']}/environ") for line in made.lines if line["event"] == "serving"]
-    variables = next(path for path in workers if path.exists()).read_bytes().split(b"\0")
-    return Path(next(v.partition(b"=")[2].decode() for v in variables if v.startswith(b"PROMETHEUS_MULTIPROC_DIR=")))
 
 
 def test_openmetrics_for_those_who_ask(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_what_is_under_way_is_answered_before_it_ends(nats_server: NatsServer, t
         nats_server.pause()
         body = {"event_id": "waiting", "payload": 1}
         thread, answers = in_background(lambda: made.client().post("/agents/a/events", json=body))
-        wait_until(lambda: _connections(made) >= 1, 10, "the request is there")
+        wait_accepted(made, 2)
         made.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "Shutting down" in made.log, 20, "it stops")
         with pytest.raises(httpx.ConnectError):
@@ -117,11 +117,42 @@ def test_what_is_under_way_is_answered_before_it_ends(nats_server: NatsServer, t
     assert stored(tmp_path) == ["before", "waiting"]
 
 
-def _connections(made: Sidecar) -> int:
-    """Requests whose body has been read: the kernel has nothing left of them."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    mine = [line.split() for line in lines if line.split()[1].endswith(f":{made.port:04X}")]
-    return sum(fields[3] == "01" and fields[4].endswith(":00000000") for fields in mine)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_under_load_all_that_was_answered_is_stored_when_it_has_ended(tmp_path: Path, workers: int) -> None:
+    answered: list[str] = []
+    others: list[str] = []
+
+    def agent(name: str) -> None:
+        with httpx.Client(base_url=made.url, trust_env=False, timeout=30) as client:
+            for n in range(10_000):
+                try:
+                    body = {"event_id": f"{name}-{n}", "payload": n}
+                    answer = client.post(f"/agents/{name}/events", json=body)
+                except httpx.TransportError:
+                    return
+                if answer.status_code != 200:
+                    others.append(answer.text)
+                    return
+                answered.append(f"{name}-{n}")
+
+    with sidecar("--workers", str(workers), cwd=tmp_path) as made:
+        threads = [threading.Thread(target=agent, args=(f"agent{n}",)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(answered) > 300, 60, "there is load")
+        assert made.stop() == 0, made.log
+        for thread in threads:
+            thread.join(60)
+    kept = set(stored(tmp_path))
+    assert len(answered) > 300 and not others
+    assert not set(answered) - kept
+    assert len(kept) <= len(answered) + len(threads)  # one at most of each agent was stored and not answered
+
+
+def wait_accepted(made: Sidecar, count: int) -> None:
+    """Wait until so many records were handed over, acknowledged or not."""
+    line = f'skialith_records_total{{state="accepted"}} {float(count)}\n'
+    wait_until(lambda: line in made.client().get("/metrics").text, 30, f"{count} records are accepted")
 
 
 def test_what_cannot_be_answered_in_time_is_told_that_it_stops(nats_server: NatsServer, tmp_path: Path) -> None:
@@ -131,7 +162,7 @@ def test_what_cannot_be_answered_in_time_is_told_that_it_stops(nats_server: Nats
         nats_server.pause()
         body = {"event_id": "waiting", "payload": 1}
         thread, answers = in_background(lambda: made.client().post("/agents/a/events", json=body))
-        wait_until(lambda: _connections(made) >= 1, 10, "the request is there")
+        wait_accepted(made, 2)
         made.process.send_signal(signal.SIGTERM)
         thread.join(30)
         nats_server.resume()
@@ -147,10 +178,12 @@ def test_a_second_signal_ends_it_at_once(nats_server: NatsServer, tmp_path: Path
     settings = {"SKIALITH_NATS_URL": nats_server.url, "SKIALITH_WAL_BYTES": WAL_BYTES}
     with sidecar("--workers", str(workers), cwd=tmp_path, settings=settings) as made:
         children = _children(made.process.pid) if workers > 1 else []
+        folder = made.metrics_folder()
+        assert folder.exists() == (workers > 1)
         nats_server.pause()
         body = {"event_id": "waiting", "payload": 1}
         thread, answers = in_background(lambda: made.client().post("/agents/a/events", json=body))
-        wait_until(lambda: _connections(made) >= 1, 10, "the request is there")
+        wait_accepted(made, 1)
         made.process.send_signal(signal.SIGINT)
         wait_until(lambda: "Shutting down" in made.log, 20, "it stops")
         began = time.monotonic()
@@ -158,7 +191,8 @@ def test_a_second_signal_ends_it_at_once(nats_server: NatsServer, tmp_path: Path
         assert time.monotonic() - began < 5
         thread.join(30)
     assert isinstance(answers[0], httpx.TransportError)
-    assert not [pid for pid in children if _alive(pid)]
+    wait_until(lambda: not [pid for pid in children if _alive(pid)], 10, "no worker is left")
+    assert not folder.exists()
 
 
 def _children(pid: int) -> list[int]:
@@ -325,10 +359,12 @@ def test_workers_share_the_embedded_server_and_one_that_is_killed_is_replaced(tm
 def test_workers_of_a_supervisor_that_is_killed_end_and_free_the_port(tmp_path: Path) -> None:
     with sidecar("--workers", "2", cwd=tmp_path) as made:
         wait_until(lambda: "2 workers" in made.said, 30, "both serve")
-        children = _children(made.process.pid)
+        children, folder = _children(made.process.pid), made.metrics_folder()
+        assert folder.exists()
         save(made, "before")
         assert made.stop(signal.SIGKILL) == -signal.SIGKILL
         wait_until(lambda: not [pid for pid in children if _alive(pid)], 30, "the workers end")
+    assert not folder.exists()
     with sidecar("--workers", "2", cwd=tmp_path, port=made.port) as again:
         save(again, "again")
     assert stored(tmp_path) == ["again", "before"]

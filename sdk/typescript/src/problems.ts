@@ -52,37 +52,34 @@ const KINDS: Readonly<Record<string, Kind>> = {
 /** Answers that are nobody's problem document: whatever stands between here and the sidecar gave them. */
 const RETRIED_STATUS: ReadonlySet<number> = new Set([408, 425, 429, 502, 503, 504]);
 
-/** What is known of an answer that is no success. */
+/** What an answer that is no success tells, of its own attempt. */
 export interface Refusal {
   readonly outcome: Outcome;
-  /** Of a batch that failed part way: its events that are durable. */
-  readonly acks: readonly Ack[] | undefined;
+  readonly retryable: boolean;
   /** What happened, in words. */
   readonly detail: string;
-  /** The error that tells of it. */
-  error(message: string): SkialithError;
+  /** Of a batch that failed part way: its events that are durable. */
+  readonly acks?: readonly Ack[] | undefined;
+  /** The error that tells of it, when all attempts together came to this outcome. */
+  error(message: string, outcome: Outcome): SkialithError;
 }
 
-/**
- * What an answer tells. `doubt`: an earlier attempt of the call may have been written, so that this answer's "not written" is no
- * longer the whole truth. `retryAfter` in milliseconds.
- */
-export function refusalOf(status: number, body: string, retryAfter: number | undefined, doubt: boolean): Refusal {
+/** What an answer tells. `retryAfter` in milliseconds. */
+export function refusalOf(status: number, body: string, retryAfter: number | undefined): Refusal {
   const problem = parsed(body);
-  if (problem === undefined) return foreign(status, body, retryAfter, doubt);
-  const outcome: Outcome = doubt && problem.outcome === "not_written" ? "unknown" : problem.outcome;
+  if (problem === undefined) return foreign(status, body, retryAfter);
+  const { detail, outcome, retryable } = problem;
   const kind = KINDS[problem.type.slice(URN.length)] ?? SkialithError;
   const facts = {
     status,
     retryAfter,
-    outcome,
-    retryable: problem.retryable,
+    retryable,
     path: problem.path ?? undefined,
     limit: problem.limit ?? undefined,
     size: problem.size ?? undefined,
     owner: problem.owner ?? undefined,
   };
-  return { outcome, acks: problem.acks ?? undefined, detail: problem.detail, error: (message) => new kind(message, facts) };
+  return { outcome, retryable, detail, acks: problem.acks ?? undefined, error: (message, all) => new kind(message, { ...facts, outcome: all }) };
 }
 
 function parsed(body: string): Problem | undefined {
@@ -97,15 +94,15 @@ function parsed(body: string): Problem | undefined {
 }
 
 /** An answer of whatever stands between here and the sidecar. */
-function foreign(status: number, body: string, retryAfter: number | undefined, doubt: boolean): Refusal {
+function foreign(status: number, body: string, retryAfter: number | undefined): Refusal {
   const [kind, advice] = STRANGERS[status] ?? (status >= 300 && status < 400 ? REDIRECT : [SkialithError, body.trim().slice(0, 200)]);
-  const again = RETRIED_STATUS.has(status);
+  const retryable = RETRIED_STATUS.has(status);
+  const made = retryable ? SidecarUnavailable : kind;
   // It may have passed the request on before it gave up.
-  const outcome: Outcome = doubt || again || status >= 500 ? "unknown" : "not_written";
+  const outcome: Outcome = retryable || status >= 500 ? "unknown" : "not_written";
   const detail = `status ${status}, which is not an answer of a Skialith sidecar; ${advice}`;
-  const facts = { status, retryAfter, outcome, retryable: again };
-  const made = again ? SidecarUnavailable : kind;
-  return { outcome, acks: undefined, detail, error: (message) => new made(message, facts) };
+  const facts = { status, retryAfter, retryable };
+  return { outcome, retryable, detail, error: (message, all) => new made(message, { ...facts, outcome: all }) };
 }
 
 const REDIRECT: [Kind, string] = [ConfigurationError, "it redirects, which is not followed: set url to where it leads"];

@@ -5,9 +5,12 @@ import { SidecarUnavailable, SkialithError } from "./errors.js";
 import type { Ack, Outcome } from "./errors.js";
 import type { Settings } from "./options.js";
 import { refusalOf } from "./problems.js";
+import type { Refusal } from "./problems.js";
 
 /** How long one request waits for its answer before another one is made; the sidecar itself gives up after 10 s by default. */
 const ATTEMPT_MS = 12_000;
+/** With less time than this no other request is made: it would rather leave its record in doubt than be answered. */
+const ATTEMPT_LEAST_MS = 100;
 /** Longest first pause between two requests; doubled each time, with full jitter. */
 const RETRY_FIRST_MS = 50;
 /** Longest pause, unless the sidecar asks for more. */
@@ -49,25 +52,20 @@ export class Transport {
     const attempts = new Attempts(call, deadline);
     for (;;) {
       attempts.begin();
-      const made = await this.#attempt(call, deadline, attempts);
+      const made = await this.#attempt(call, deadline);
       if ("value" in made) return made.value;
       await attempts.next(made);
     }
   }
 
-  async #attempt<T>(call: Call<T>, deadline: Deadline, attempts: Attempts): Promise<{ value: T } | Refused> {
-    let answer: Answer;
+  async #attempt<T>(call: Call<T>, deadline: Deadline): Promise<{ readonly value: T } | Failure> {
     try {
-      answer = await deadline.guard(ATTEMPT_MS, (signal) => this.#fetch(call, signal));
-    } catch (error) {
-      return attempts.unanswered(error, this.#settings.url);
-    }
-    if (answer.status < 200 || answer.status > 299) return attempts.refused(answer);
-    try {
-      return { value: call.read(answer.text === "" ? null : JSON.parse(answer.text)) };
+      const { status, text, retryAfter } = await deadline.guard(ATTEMPT_MS, (signal) => this.#fetch(call, signal));
+      if (status < 200 || status > 299) return { ...refusalOf(status, text, retryAfter), retryAfter };
+      return { value: call.read(text === "" ? null : JSON.parse(text)) };
     } catch (error) {
       if (error instanceof SkialithError) throw error;
-      return attempts.unanswered(error, this.#settings.url);
+      return unanswered(error, this.#settings.url);
     }
   }
 
@@ -83,19 +81,35 @@ export class Transport {
   }
 }
 
-interface Refused {
-  /** The error; `tail` ends its text. */
-  readonly error: (tail: string) => SkialithError;
+/** What one attempt came to, if not to a value. */
+interface Failure extends Refusal {
   /** Milliseconds that the sidecar asked to wait. */
-  readonly retryAfter: number | undefined;
+  readonly retryAfter?: number | undefined;
+  /** Whether time was over before anything was heard. */
+  readonly silent?: boolean;
 }
 
-/** What became of one call so far: how often it was tried, and whether it may be written. */
+/** An attempt without an answer that can be read. */
+function unanswered(cause: unknown, url: string): Failure {
+  const silent = cause === EXPIRED;
+  const detail = `the sidecar at ${url} did not answer ${silent ? "in time" : `(${reason(cause)})`}; is \`skialith serve\` running there?`;
+  const facts = silent ? {} : { cause };
+  return {
+    outcome: neverSent(cause) ? "not_written" : "unknown",
+    retryable: true,
+    detail,
+    silent,
+    error: (message, outcome) => new SidecarUnavailable(message, { ...facts, outcome, retryable: true }),
+  };
+}
+
+/** The attempts of one call: how many there were, and what they came to together. */
 class Attempts {
   readonly #call: Call<unknown>;
   readonly #deadline: Deadline;
   #made = 0;
   #doubt = false;
+  #told: Failure | undefined;
 
   constructor(call: Call<unknown>, deadline: Deadline) {
     this.#call = call;
@@ -104,48 +118,43 @@ class Attempts {
 
   /** Throws if there is to be no further attempt. */
   begin(): void {
-    if (this.#deadline.over) throw this.#deadline.ended(this.#call.said, this.#outcome);
+    if (this.#deadline.over) throw this.#deadline.ended(this.#call.said, this.#joined("not_written"));
     this.#made += 1;
   }
 
-  /** An attempt that brought no answer that can be read. Throws if the caller's signal was aborted. */
-  unanswered(cause: unknown, url: string): Refused {
-    this.#doubt ||= this.#call.writes && !neverSent(cause);
-    if (this.#deadline.signal?.aborted === true) throw this.#deadline.ended(this.#call.said, this.#outcome);
-    const why = cause === EXPIRED ? "did not answer in time" : `did not answer (${reason(cause)})`;
-    const text = `${this.#call.said}: the sidecar at ${url} ${why}; is \`skialith serve\` running there?`;
-    const facts = { outcome: this.#outcome, retryable: true, ...(cause === EXPIRED ? {} : { cause }) };
-    return { error: (tail) => new SidecarUnavailable(told(text, tail), facts), retryAfter: undefined };
-  }
-
-  /** An attempt that was answered with an error. */
-  refused({ status, text, retryAfter }: Answer): Refused {
-    const refusal = refusalOf(status, text, retryAfter, this.#doubt);
-    this.#doubt ||= this.#call.writes && refusal.outcome === "unknown";
-    if (refusal.acks !== undefined) this.#call.partly?.(refusal.acks);
-    const said = `${this.#call.said}: ${refusal.detail}`;
-    return { error: (tail) => refusal.error(told(said, tail)), retryAfter };
-  }
-
   /** Wait until the next attempt is due. Throws the error if there is none. */
-  async next({ error, retryAfter }: Refused): Promise<void> {
-    const { retryable, outcome } = error("");
-    if (!retryable) throw error("");
-    const ceiling = Math.min(RETRY_LONGEST_MS, RETRY_FIRST_MS * 2 ** (this.#made - 1));
-    const pause = (retryAfter ?? 0) + Math.random() * ceiling;
-    if (pause >= this.#deadline.left) {
-      const tail = `Gave up after ${times(this.#made)} in ${(this.#deadline.spent / 1000).toFixed(1)} s`;
-      throw error(this.#call.writes ? `${FATES[outcome]} ${tail}` : tail);
-    }
+  async next(failure: Failure): Promise<void> {
+    this.#doubt ||= this.#call.writes && failure.outcome === "unknown";
+    if (failure.acks !== undefined) this.#call.partly?.(failure.acks);
+    if (this.#deadline.signal?.aborted === true) throw this.#deadline.ended(this.#call.said, this.#joined("not_written"));
+    // An answer says more than the silence that the call's end cut off.
+    if (failure.silent !== true || this.#told === undefined) this.#told = failure;
+    if (!failure.retryable) throw this.#error(failure, "");
+    const pause = (failure.retryAfter ?? 0) + Math.random() * Math.min(RETRY_LONGEST_MS, RETRY_FIRST_MS * 2 ** (this.#made - 1));
+    if (pause + ATTEMPT_LEAST_MS > this.#deadline.left) throw this.#error(this.#told, this.#ending());
     try {
       await this.#deadline.pause(pause);
     } catch {
-      throw this.#deadline.ended(this.#call.said, this.#outcome);
+      throw this.#deadline.ended(this.#call.said, this.#joined("not_written"));
     }
   }
 
-  get #outcome(): Outcome {
-    return this.#doubt ? "unknown" : "not_written";
+  /** What all attempts came to, when the last one came to this. Reads leave nothing behind. */
+  #joined(outcome: Outcome): Outcome {
+    if (!this.#call.writes) return "not_written";
+    return this.#doubt && outcome === "not_written" ? "unknown" : outcome;
+  }
+
+  #error(failure: Failure, ending: string): SkialithError {
+    const outcome = this.#joined(failure.outcome);
+    const text = `${this.#call.said}: ${failure.detail}`;
+    const fate = this.#call.writes ? ` ${FATES[outcome]}` : "";
+    return failure.error(ending === "" ? text : `${text}${/[.?!]$/.test(text) ? "" : "."}${fate} ${ending}`, outcome);
+  }
+
+  #ending(): string {
+    const count = this.#made === 1 ? "one attempt" : `${this.#made} attempts`;
+    return `Gave up after ${count} in ${(this.#deadline.spent / 1000).toFixed(1)} s`;
   }
 }
 
@@ -154,14 +163,6 @@ const FATES: Readonly<Record<Outcome, string>> = {
   unknown: "It may or may not be written, and the same call with the same id settles it.",
   durable: "It is written.",
 };
-
-function told(text: string, tail: string): string {
-  return tail === "" ? text : `${text}${/[.?!]$/.test(text) ? "" : "."} ${tail}`;
-}
-
-function times(count: number): string {
-  return count === 1 ? "one attempt" : `${count} attempts`;
-}
 
 /** Milliseconds that a `Retry-After` asks for: whole seconds, or a date. */
 function asked(header: string | null): number | undefined {

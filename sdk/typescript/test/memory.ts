@@ -43,7 +43,7 @@ export class Memory {
   }
 
   #find(response: ServerResponse, key: string): unknown {
-    if (this.blind) return void send(response, 503, problem("database-unavailable", 503, "not_written", true));
+    if (this.blind) return void send(response, 503, problem("database-unavailable", 503, "not_written", true), { "Retry-After": "60" });
     return this.steps.get(key) ?? void send(response, 404, problem("not-found", 404, "not_written", false));
   }
 

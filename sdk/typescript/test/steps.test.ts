@@ -20,8 +20,8 @@ beforeEach(async () => {
 afterEach(() => memory.stop());
 
 /** An agent as a new process has it, resumed. */
-async function begun(timeout = 2000): Promise<SkialithAgent> {
-  const made = new SkialithAgent({ agentId: "a/1", url, timeout });
+async function begun(): Promise<SkialithAgent> {
+  const made = new SkialithAgent({ agentId: "a/1", url });
   await made.resume();
   return made;
 }
@@ -224,8 +224,7 @@ test("a run ends when a record fails; the next one of the process does not call 
 test("a run ends when a step cannot be read", async () => {
   memory.blind = true;
   const ask = counted((call) => call);
-  const short = { timeout: 150 };
-  await assert.rejects(agent.step("s", ask, short), StoreUnavailable);
+  await assert.rejects(agent.step("s", ask), StoreUnavailable);
   memory.blind = false;
   await assert.rejects(agent.step("s", ask), RunEnded);
   assert.equal(ask.calls, 0);
