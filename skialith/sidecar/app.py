@@ -30,6 +30,7 @@ class _App(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()
+            _make_whole(document)
             for path in document["paths"].values():
                 for operation in path.values():
                     if "HTTPValidationError" in str(operation["responses"].get("422")):
@@ -38,6 +39,15 @@ class _App(FastAPI):
                 document["components"]["schemas"].pop(name, None)
         assert self.openapi_schema is not None
         return self.openapi_schema
+
+
+def _make_whole(node: Any) -> None:
+    """Limits of integers are written as such: as a float in JSON, 2**63 is taken for what its digits say, which is more."""
+    for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
+        if isinstance(value, float) and value.is_integer():
+            node[key] = int(value)
+        elif isinstance(value, (dict, list)):
+            _make_whole(value)
 
 
 def create(config: Config, sidecar: SidecarConfig) -> FastAPI:

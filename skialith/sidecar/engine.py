@@ -122,9 +122,11 @@ class Engine:
         wal = self.runtime.wal
         if wal.log.owning.held(owner) is None:
             await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
-            # The sockets are read in between: that a client went away before it sent what is answered by now is known then.
-            await asyncio.sleep(0)
-        return wal.log.owning.held(owner)
+        lease = wal.log.owning.held(owner)
+        # The sockets are read in between: that a client went away before it sent what is answered by now is known then, also
+        # if this request was read in one go with later ones.
+        await asyncio.sleep(0)
+        return lease
 
     def _check_wanted(self, name: LaneName, lease: Lease | None, has_gone: HasGone) -> None:
         """Raises ``Gone``, or ``LeaseMoved`` if the owner wrote elsewhere since the lease was looked at, or ``Closed``."""

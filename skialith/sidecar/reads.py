@@ -6,6 +6,8 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from .. import trace_json
@@ -25,9 +27,8 @@ from .wire import AgentsAnswer, HistoryAnswer, StepAnswer, TracesAnswer
 router = APIRouter(route_class=requests.Route)
 
 EventType = Annotated[
-    str | None,
+    Annotated[str, Field(max_length=MAX_EVENT_TYPE_CHARACTERS)] | SkipJsonSchema[None],
     Query(
-        max_length=MAX_EVENT_TYPE_CHARACTERS,
         description="Only this type: the `kind` of the payload, `event` for one without. Compared exactly.",
         examples=["thought"],
     ),
@@ -50,8 +51,7 @@ async def history(
     """The agent's events, oldest first: the log and the database together, dead letters included.
 
     A page ends early when its payloads are large, or, with `type`, when it has looked at many events; it may be empty and
-    still have `next`. An agent that never saved anything has none. While the database is behind, an event that was saved twice,
-    over half a minute apart, may stand on two pages; its `event_id` tells.
+    still have `next`. An agent that never saved anything has none.
     """
     page = partial(_history, engine.runtime, agent_id, after, limit, type)
     return answers.answer(await in_thread(page))
@@ -167,16 +167,17 @@ async def traces(
     after: After,
     limit: Limit = PAGE_DEFAULT,
     agent_id: Annotated[
-        str | None,
-        Query(min_length=1, max_length=MAX_ID_CHARACTERS, description="Only this agent's.", examples=["my-agent"]),
+        Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)] | SkipJsonSchema[None],
+        Query(description="Only this agent's.", examples=["my-agent"]),
     ] = None,
     type: EventType = None,  # noqa: A002 - the name of the query's parameter
     since: Annotated[
-        Time | None,
+        Time | SkipJsonSchema[None],
         Query(description="Only with `logged_at` at or behind this time.", examples=["2026-01-01T12:00:00Z"]),
     ] = None,
     until: Annotated[
-        Time | None, Query(description="Only with `logged_at` before this time.", examples=["2026-01-02T12:00:00Z"])
+        Time | SkipJsonSchema[None],
+        Query(description="Only with `logged_at` before this time.", examples=["2026-01-02T12:00:00Z"]),
     ] = None,
 ) -> Response:
     """Events of all agents as the table `agent_traces` has them, oldest first by `logged_at`, the time at which the log stored

@@ -10,7 +10,9 @@ from ..config import MAX_ID_CHARACTERS
 from .config import BATCH_EVENTS, OWNER_CHARACTERS
 
 StepIndex = Annotated[
-    int, Field(strict=True, ge=0, le=2**63 - 1, description="Step of the agent, from 0 on.", examples=[3])
+    int,
+    # FastAPI makes a float of it, which for 2**63 - 1 is another number.
+    Field(strict=True, ge=0, lt=2**63, description="Step of the agent, from 0 on.", examples=[3]),
 ]
 RecordId = Annotated[
     str,
@@ -79,6 +81,15 @@ class StepError(Body):
 
 class StepBody(Body):
     """The outcome of a step: `result`, or `error` in its place. The first one recorded under its id wins for ever."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["result"], "properties": {"error": {"type": "null"}}},
+                {"required": ["error"], "properties": {"error": {"type": "object"}}, "not": {"required": ["result"]}},
+            ]
+        }
+    )
 
     step_id: RecordId
     name: Annotated[
