@@ -47,7 +47,8 @@ asan: .venv/.ready-dev  ## run the fuzz tests on modules that are compiled with 
 
 clean:  ## remove what was built, .venv included; data in .skialith stays
 	@echo "==> removing .venv, builds and caches"
-	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache \
+		sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build
 	@rm -f skialith/*.c skialith/wal/*.c skialith/*.so skialith/wal/*.so
 	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
