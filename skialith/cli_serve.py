@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Annotated
 
@@ -100,10 +100,33 @@ def _engine(config: Config) -> Iterator[Runtime]:
         engine.release()
 
 
+class Stopping:
+    """Whether to stop. A signal's handler may set it, at any moment of whoever waits: of a ``threading.Event`` that thread may
+    hold the lock just then, for which the handler would wait for ever."""
+
+    def __init__(self) -> None:
+        self._set = False
+        self._told: SimpleQueue[None] = SimpleQueue()
+
+    def set(self) -> None:
+        self._set = True
+        self._told.put(None)
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is set, ``seconds`` from now at the latest."""
+        if not self._set:
+            with suppress(Empty):
+                self._told.get(timeout=seconds)
+        return self._set
+
+
 @contextmanager
-def _until_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second of them ends the process as it would any other."""
-    stopping = threading.Event()
+def _until_signal() -> Iterator[Stopping]:
+    """What SIGINT and SIGTERM set; the second of them ends the process as it would any other."""
+    stopping = Stopping()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
 
@@ -124,7 +147,7 @@ def _until_signal() -> Iterator[threading.Event]:
 # ---- what it shows
 
 
-def _show_until(stopping: threading.Event, engine: Runtime, every: float) -> None:
+def _show_until(stopping: Stopping, engine: Runtime, every: float) -> None:
     screen = console()
     if not screen.is_terminal:
         while not stopping.wait(every):
@@ -183,7 +206,7 @@ def _panel(engine: Runtime) -> Table:
     return facts(list(rows))
 
 
-def _drain(stopping: threading.Event, engine: Runtime) -> int:
+def _drain(stopping: Stopping, engine: Runtime) -> int:
     """Wait until nothing is left to be stored, showing how much is; returns how many records are (-1: not known)."""
     screen = console(error=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -24,8 +24,15 @@ _DESCRIPTION = (
 )
 
 
+_TOKEN = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "SKIALITH_TOKEN of the sidecar, if it has one; `/health`, `/ready` and `/openapi.json` do without.",
+}
+
+
 class _App(FastAPI):
-    """FastAPI, whose document tells of its own answer to what is invalid, which is never given here: ours is 400."""
+    """FastAPI with what its document does not say by itself: the token, and that what is invalid is answered with 400."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -36,6 +43,8 @@ class _App(FastAPI):
                         del operation["responses"]["422"]
             for name in ("HTTPValidationError", "ValidationError"):
                 document["components"]["schemas"].pop(name, None)
+            document["components"]["securitySchemes"] = {"token": _TOKEN}
+            document["security"] = [{"token": []}, {}]
         assert self.openapi_schema is not None
         return self.openapi_schema
 

@@ -271,12 +271,13 @@ def test_trickling_does_not_buy_time(plain: Sidecar) -> None:
         thread.join()
 
 
-def test_a_client_that_leaves_in_its_body_harms_nobody(plain: Sidecar) -> None:
-    for _ in range(3 * 4 * 2):  # more than fit at once, if they stayed counted
-        with Raw(plain.port) as raw:
-            raw.send(*POST, f"Content-Length: {LIMIT // 2}", body=b"{")
-    client = plain.client()
-    wait_until(lambda: client.post("/agents/a/events", json=event()).status_code == 200, 10, "there is room again")
+def test_a_client_that_leaves_in_its_body_harms_nobody(tmp_path: Path) -> None:
+    with sidecar("--body-bytes", str(LIMIT), cwd=tmp_path, limits={"BODIES_BYTES": 4 * LIMIT}) as made:
+        for _ in range(3 * 4 * 2):  # more than fit at once, if they stayed counted
+            with Raw(made.port) as raw:
+                raw.send(*POST, f"Content-Length: {LIMIT // 2}", body=b"{")
+        client = made.client()
+        wait_until(lambda: client.post("/agents/a/events", json=event()).status_code == 200, 10, "there is room again")
 
 
 def test_bodies_that_are_too_much_together_are_told_to_come_back(plain: Sidecar) -> None:
