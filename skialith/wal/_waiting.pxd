@@ -52,7 +52,7 @@ cdef class Waiter:
 
 @final
 cdef class Window:
-    cdef readonly bint lost
+    cdef readonly bint lost, sent
     cdef uint64_t _first
     cdef Py_ssize_t _count, _open
     cdef uint64_t* _seqs

@@ -59,6 +59,8 @@ class Window:
 
     lost: bool
     """The connection ended before every answer came."""
+    sent: bool
+    """Of the record of :meth:`Wire.send`: it is on its way."""
 
     def answers(self) -> list[tuple[int, bool] | bytes | None]:
         """In order: sequence and duplicate; the body of another answer (empty: no responders); None without an answer."""

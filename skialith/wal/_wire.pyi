@@ -119,7 +119,8 @@ class Wire:
         """Write one record directly; the callback of ``window`` runs on the loop when it has its answer, or the connection ends.
 
         The turn is taken until somebody gives it on the loop, and the record counts with ``size`` bytes as handed over until
-        :meth:`leave`. False: nothing was written, as ``None`` of :meth:`append`, or too much is waiting.
+        :meth:`leave`. False: nothing was written, as ``None`` of :meth:`append`, or too much is waiting. What a signal's handler
+        raises tells neither: ``window.sent`` does.
         """
 
     def post(

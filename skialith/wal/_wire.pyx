@@ -537,7 +537,6 @@ cdef class Wire:
         Py_ssize_t size,
     ):
         cdef Link link = self._link
-        cdef bint sent = False
         if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return 0
         if not self.is_open or link is None or link.broken or link.blocked:
@@ -550,18 +549,31 @@ cdef class Wire:
         self.queued += 1
         self._queued_bytes += size
         try:
-            sent = self.post(link, window._first, subject, turn._fence, record, message_id) > 0
+            window.sent = self._queue(link, window._first, subject, turn._fence, record, message_id) > 0
         finally:
-            if not sent:
+            if not window.sent:
                 self.give_up(window)
-                self.leave(turn, 1, size)
-                self._pass_on(turn)
-        return sent
+                try:
+                    self.leave(turn, 1, size)
+                finally:
+                    self._pass_on(turn)
+        if window.sent:
+            # What a signal's handler raises in here comes too late: it is on its way, and the window gets its answer.
+            self._flush(link)
+        return window.sent
 
     cpdef Py_ssize_t post(
         self, Link link, uint64_t token, str subject, bytes fence, object record, bytes message_id=None
     ) except -1:
         """Write a record to the socket; its size, or 0 if it is too large for one message of this server."""
+        cdef Py_ssize_t size = self._queue(link, token, subject, fence, record, message_id)
+        if size:
+            self._flush(link)
+        return size
+
+    cdef Py_ssize_t _queue(
+        self, Link link, uint64_t token, str subject, bytes fence, object record, bytes message_id
+    ) except -1:
         cdef RecordForm form
         cdef char* p
         record_form(&form, record)
@@ -570,7 +582,6 @@ cdef class Wire:
         p = put_head(link, self._inbox, token, subject, message_id or record[4], fence, form.size)
         put_record(<uint8_t*> p, &form)
         memcpy(p + form.size, b"\r\n", 2)
-        self._flush(link)
         return form.size
 
     cdef int _wait(self, Link link, Waiter waiter, double deadline) except -1:

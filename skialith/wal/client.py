@@ -11,7 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
+from ..config import (
+    API_TIMEOUT_SECONDS,
+    CLOSE_SECONDS,
+    TRIM_SECONDS,
+    WRITER_STANDS_SECONDS,
+    Config,
+)
 from ..errors import (
     AgentFenced,
     ConfigurationError,
@@ -91,7 +97,7 @@ class Wal:
         self._find_url = find_url
         self._wal_bytes = wal_bytes
         self._thread = LoopThread(loop)
-        self._housekeeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
         self._watched = False
         self._floor, self._floor_since = -1, 0.0
@@ -128,7 +134,7 @@ class Wal:
         self.reader = Reader(self.connection, self.stream)
         self.log = Log(self.connection, self.stream, leases, self.reader)
         self.dead = DeadLetters(self.stream, self.reader)
-        self._housekeeper = asyncio.create_task(self._keep_house())
+        self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
 
     def watch_writer(self) -> None:
         """From now on, notice when the writer stands still."""
@@ -393,8 +399,8 @@ class Wal:
             self.log.end()
 
     async def _close(self) -> None:
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._give_back()
         if hasattr(self, "log"):
             await self.log.close()

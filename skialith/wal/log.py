@@ -41,6 +41,7 @@ class Log:
         self._delivery = Delivery(connection, stream, leases, reader)
         self._futures = Futures()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._direct: set[Direct] = set()
         self._closed = False
         self.lanes: dict[LaneName, Lane] = {}
         self.owning = Owning(self, leases)
@@ -134,7 +135,7 @@ class Log:
         if not self._stream.has_room(len(record.body or b"")):
             return None
         ticket.deadline = deadline
-        direct = Direct(self._connection.wire, self._stream.tally, lane, ticket, record, self._again)
+        direct = Direct(self._connection.wire, self._stream.tally, lane, ticket, record, self._again, self._direct)
         return direct if direct.send(lane.subjects[record.kind == Kind.CHECKPOINT]) else None
 
     async def room(self, ticket: Ticket) -> None:
@@ -242,6 +243,17 @@ class Log:
             return
         lane.queue.appendleft(entry)
         self._start(lane)
+
+    async def end_attempts(self) -> None:
+        """For ever take over what callers on loops of their own wrote and should have given up by now.
+
+        Not a part of other housekeeping, which may itself wait for the turn that such a record has.
+        """
+        while True:
+            await asyncio.sleep(APPEND_ATTEMPT_SECONDS / 4)
+            now = time.monotonic()
+            for direct in list(self._direct):
+                direct.end_attempt(now)
 
     def _start(self, lane: Lane) -> None:
         if not lane.running:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
 
-from skialith.wal._waiting import Reply, Tally, Turn
+from skialith.wal._waiting import Reply, Tally, Turn, Window
 from skialith.wal._wire import LoopClosed, Unsettled
 from tests.fixtures.wires import INBOX, HandDriven, LoopDriven, permitted, record
 
@@ -152,6 +152,37 @@ def test_what_waits_under_tls_is_taken_out_although_a_handler_raised() -> None:
         assert len(rig.calls) == 1 and rig.sent() == b"PING\r\n"
         rig.wire.put(b"PONG\r\n")
         assert len(rig.calls) == 2 and rig.sent() == b"PONG\r\n"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_record_that_is_on_its_way_stays_so_although_a_handler_raised(tls: bool, lost: bool) -> None:
+    """Its turn is not free before its answer came, or the end of the connection, and it is counted out once."""
+    with closing(HandDriven(tls=tls)) as rig:
+        turn, answers = permitted(b"Fence: 1\r\n", 1), []
+
+        def answered(_: None) -> None:
+            answers.extend(window.answers())
+            rig.wire.leave(turn, 1, 1)
+            turn.give()
+
+        window = Window(0, 1, answered)
+        if lost:
+            rig.peer.close()
+        if lost or tls:
+            rig.failures.append(Interrupted())  # else the loop need not be told
+        with pytest.raises(Interrupted) if rig.failures else nullcontext():
+            rig.wire.send(window, turn, "s", record(1), KEY, 1)
+        assert window.sent
+        assert (turn.taken, turn.waiting, rig.wire.queued) == (True, 1, 1)
+        if not lost:
+            assert rig.sent().startswith(b"HPUB s ")
+            rig.give(message(1, b'{"stream":"S","seq":7}'))
+        elif tls:
+            rig.wire.detach(1)
+        rig.turn()
+        assert answers == [None if lost else (7, False)]
+        assert (turn.taken, turn.waiting, rig.wire.queued) == (False, 0, 0)
 
 
 def test_tls_without_a_loop_is_a_lost_connection() -> None:
