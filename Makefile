@@ -50,6 +50,7 @@ clean:  ## remove what was built, .venv included; data in .skialith stays
 	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache \
 		sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build
 	@rm -f skialith/*.c skialith/wal/*.c skialith/*.so skialith/wal/*.so
+	@rm -rf sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build
 	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready-demo: $(SOURCES)
