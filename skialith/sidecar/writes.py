@@ -98,7 +98,7 @@ async def resume(agent_id: AgentId, engine: EngineOf, request: Request, body: Re
     worker of every sidecar of the log, also after a restart.
     """
     named = body.owner if body is not None else ""
-    owner = await engine.claim(agent_id, named or requests.client_name(request))
+    owner = await engine.claim(agent_id, named or requests.client_name(request), requests.has_gone(request))
     found = await engine.newest_checkpoint(agent_id)
     lease = Lease(token=owner.token, seconds=engine.config.lease_seconds)
     return await _state(agent_id, found, lease=lease.model_dump())
