@@ -6,8 +6,6 @@ from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from .. import letters
@@ -39,8 +37,9 @@ Key = Annotated[
 
 async def _after(
     after: Annotated[
-        Annotated[str, Field(pattern=f"^{CURSOR}-[a-z_]{{1,32}}-[0-9a-f]{{32}}$")] | SkipJsonSchema[None],
+        str | None,
         Query(
+            pattern=f"^{CURSOR}-[a-z_]{{1,32}}-[0-9a-f]{{32}}$",
             description="`next` of the page before: only what stands behind it.",
             examples=["1795573498000123000-1795573498000123-writer-00112233445566778899aabbccddeeff"],
         ),

@@ -7,8 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
-from pydantic import AwareDatetime, BeforeValidator, Field
-from pydantic.json_schema import SkipJsonSchema
+from pydantic import AwareDatetime, BeforeValidator
 
 from ..records import NOWHERE, Position
 from .config import PAGE_DEFAULT, PAGE_LARGEST
@@ -32,8 +31,9 @@ def position(cursor: str) -> Position:
 
 async def _after(
     after: Annotated[
-        Annotated[str, Field(pattern=f"^{CURSOR}$")] | SkipJsonSchema[None],
+        str | None,
         Query(
+            pattern=f"^{CURSOR}$",
             description="A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry.",
             examples=["1795573498000123000-1795573498000123"],
         ),

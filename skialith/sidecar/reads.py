@@ -6,8 +6,6 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from starlette.responses import Response
 
 from .. import trace_json
@@ -27,8 +25,9 @@ from .wire import AgentsAnswer, HistoryAnswer, StepAnswer, TracesAnswer
 router = APIRouter(route_class=requests.Route)
 
 EventType = Annotated[
-    Annotated[str, Field(max_length=MAX_EVENT_TYPE_CHARACTERS)] | SkipJsonSchema[None],
+    str | None,
     Query(
+        max_length=MAX_EVENT_TYPE_CHARACTERS,
         description="Only this type: the `kind` of the payload, `event` for one without. Compared exactly.",
         examples=["thought"],
     ),
@@ -167,16 +166,16 @@ async def traces(
     after: After,
     limit: Limit = PAGE_DEFAULT,
     agent_id: Annotated[
-        Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARACTERS)] | SkipJsonSchema[None],
-        Query(description="Only this agent's.", examples=["my-agent"]),
+        str | None,
+        Query(min_length=1, max_length=MAX_ID_CHARACTERS, description="Only this agent's.", examples=["my-agent"]),
     ] = None,
     type: EventType = None,  # noqa: A002 - the name of the query's parameter
     since: Annotated[
-        Time | SkipJsonSchema[None],
+        Time | None,
         Query(description="Only with `logged_at` at or behind this time.", examples=["2026-01-01T12:00:00Z"]),
     ] = None,
     until: Annotated[
-        Time | SkipJsonSchema[None],
+        Time | None,
         Query(description="Only with `logged_at` before this time.", examples=["2026-01-02T12:00:00Z"]),
     ] = None,
 ) -> Response:

@@ -10,8 +10,6 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, Header, Path
 from fastapi.routing import APIRoute
-from pydantic import Field
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -110,11 +108,11 @@ def client_name(request: Request) -> str:
 
 
 def _lease(description: str) -> Any:
-    return Header(alias="Skialith-Lease", description=description, examples=["6f0c1e0d5a3b4c2d9e8f7a6b5c4d3e2f"])
+    pattern = "^[0-9a-f]{32}$"
+    return Header(
+        alias="Skialith-Lease", pattern=pattern, description=description, examples=["6f0c1e0d5a3b4c2d9e8f7a6b5c4d3e2f"]
+    )
 
 
-_Token = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-LeaseToken = Annotated[
-    _Token | SkipJsonSchema[None], _lease("The token that `resume` gave. Without it the write is not fenced.")
-]
-RequiredLease = Annotated[_Token, _lease("The token that `resume` gave.")]
+LeaseToken = Annotated[str | None, _lease("The token that `resume` gave. Without it the write is not fenced.")]
+RequiredLease = Annotated[str, _lease("The token that `resume` gave.")]

@@ -66,6 +66,18 @@ def test_a_batch_that_was_given_up(served: Sidecar) -> None:
         assert saved[places[-1]] == f"{step}.answered"
 
 
+def test_a_resume_that_was_given_up(served: Sidecar) -> None:
+    """It does not take the agent from the one that was made again."""
+    http = served.client()
+    for n in range(TIMES):
+        give_up(served, "/agents/resumed/resume", {"owner": "given up"}, {})
+        owner = {"Skialith-Lease": http.post("/agents/resumed/resume", json={"owner": "again"}).json()["lease"]["token"]}
+        for part in range(5):
+            body = {"event_id": f"{n}.{part}", "payload": None}
+            answer = http.post("/agents/resumed/events", json=body, headers=owner)
+            assert answer.status_code == 200, answer.text
+
+
 def event_ids(http: httpx.Client, agent: str) -> Iterator[str]:
     after: str | None = None
     while True:
