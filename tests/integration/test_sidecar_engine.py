@@ -66,7 +66,7 @@ def test_a_request_that_was_given_up_is_not_sent_after_the_owners_next_one(
 
     async def main() -> None:
         async with opened(settings) as engine:
-            owner: Owner = await engine.claim("a", "me")
+            owner: Owner = await engine.claim("a", "me", no)
             await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             lanes = engine.runtime.wal.log.lanes
             turn, gone = lanes[owner].turn, False
@@ -93,7 +93,7 @@ def test_leases_are_those_of_the_owners_when_it_ends(settings: dict[str, Any], o
 
     async def main() -> Owner:
         async with opened(settings) as engine:
-            owner: Owner = await engine.claim("a", "me")
+            owner: Owner = await engine.claim("a", "me", no)
             await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             return owner
 
