@@ -45,7 +45,7 @@ def test_an_owner_takes_turns_at_two_sidecars(settings: dict[str, Any]) -> None:
     async def main() -> None:
         there = {**settings, "directory": f"{settings['directory']}-2"}
         async with opened(settings) as one, opened(there) as other:
-            owner = await one.claim("a", "me")
+            owner = await one.claim("a", "me", no)
             for n in range(20):
                 await (one, other)[n % 2].append(owner, made(n, settings["namespace"]), no, "checkpoint")
             assert (await one.newest_checkpoint("a"))[0].step_index == 19
