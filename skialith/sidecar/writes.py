@@ -73,7 +73,8 @@ async def checkpoint(
             min_length=1,
             max_length=MAX_ID_CHARACTERS,
             description="Any text that a retry of the same call repeats, and no other call: within half a minute it is written "
-            "once. Without it a retry may write the checkpoint twice, which does no harm.",
+            "once, unless the log's server was restarted meanwhile. Without it a retry may write the checkpoint twice, which "
+            "does no harm.",
         ),
     ] = None,
 ) -> Response:

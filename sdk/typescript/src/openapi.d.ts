@@ -1372,7 +1372,7 @@ export interface operations {
             header?: {
                 /** @description The token that `resume` gave. Without it the write is not fenced. */
                 "Skialith-Lease"?: string;
-                /** @description Any text that a retry of the same call repeats, and no other call: within half a minute it is written once. Without it a retry may write the checkpoint twice, which does no harm. */
+                /** @description Any text that a retry of the same call repeats, and no other call: within half a minute it is written once, unless the log's server was restarted meanwhile. Without it a retry may write the checkpoint twice, which does no harm. */
                 "idempotency-key"?: string;
             };
             path: {
