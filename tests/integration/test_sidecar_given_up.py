@@ -71,7 +71,9 @@ def test_a_resume_that_was_given_up(served: Sidecar) -> None:
     http = served.client()
     for n in range(TIMES):
         give_up(served, "/agents/resumed/resume", {"owner": "given up"}, {})
-        owner = {"Skialith-Lease": http.post("/agents/resumed/resume", json={"owner": "again"}).json()["lease"]["token"]}
+        owner = {
+            "Skialith-Lease": http.post("/agents/resumed/resume", json={"owner": "again"}).json()["lease"]["token"]
+        }
         for part in range(5):
             body = {"event_id": f"{n}.{part}", "payload": None}
             answer = http.post("/agents/resumed/events", json=body, headers=owner)
