@@ -49,7 +49,7 @@ def test_told_to_stop_under_load(sqlite_world: World, report: Report, workers: i
             stopping.set()
         assert kinds(clients) <= GOES_AWAY | {"stopping"}, kinds(clients)
     verdict = world.verdict(settle=False, steady=True)
-    report(f"11 sidecar told to stop, {workers} worker(s)", runs, verdict)
+    report(f"20 sidecar told to stop, {workers} worker(s)", runs, verdict)
     assert not verdict.problems, str(verdict)
 
 
@@ -57,7 +57,7 @@ def test_killed_under_load(mariadb_world: World, report: Report) -> None:
     """Clients make their calls again with the same ids and the same lease, until they are answered."""
     kill_again_and_again(mariadb_world, rounds(2))
     verdict = mariadb_world.verdict(steady=True)
-    report("11 sidecar killed, MariaDB", rounds(2), verdict)
+    report("20 sidecar killed, MariaDB", rounds(2), verdict)
     assert not verdict.problems, str(verdict)
 
 
@@ -67,7 +67,7 @@ def test_killed_under_load_with_its_own_server(embedded_world: World, report: Re
     kill_again_and_again(world, rounds(1))
     with embedded(world):
         verdict = world.verdict()
-    report("11 sidecar killed, embedded server", rounds(1), verdict)
+    report("20 sidecar killed, embedded server", rounds(1), verdict)
     assert not verdict.problems, str(verdict)
 
 
@@ -102,7 +102,7 @@ def test_killed_at_every_named_point(sqlite_world: World, report: Report) -> Non
         with serve(world, port=port):
             wait_answers(clients, 5)
     verdict = world.verdict(steady=True)
-    report("11 sidecar killed at every named point", len(points), verdict)
+    report("20 sidecar killed at every named point", len(points), verdict)
     assert not verdict.problems, str(verdict)
 
 
@@ -133,7 +133,7 @@ def test_an_owner_alternates_between_workers(sqlite_world: World, report: Report
         clients = [Client(world, f"a{n}", [made.port], keeps=False) for n in range(2)]
         with at_work(clients, alternate):
             wait_answers(clients, rounds(80))
-    finish(world, report, "11 sidecar: owners at two workers", 2)
+    finish(world, report, "20 sidecar: owners at two workers", 2)
 
 
 def test_an_owner_alternates_between_sidecars_that_freeze(tmp_path: Path, seed: int, report: Report) -> None:
@@ -151,7 +151,7 @@ def test_an_owner_alternates_between_sidecars_that_freeze(tmp_path: Path, seed: 
                     freeze(world, world.dice.choice([one, other]))
                     if n % 4 == 2:
                         nats.restart()
-        finish(world, report, "11 sidecar: owners at two that freeze", freezes)
+        finish(world, report, "20 sidecar: owners at two that freeze", freezes)
 
 
 def freeze(world: World, made: Sidecar) -> None:
@@ -203,7 +203,7 @@ def test_owners_take_an_agent_from_each_other(sqlite_world: World, report: Repor
     fenced = [answer for client in clients for answer in client.answers if answer.status == 409]
     owners = {client.notebook.name for client in clients}
     assert fenced and all(answer.kind == "fenced" and answer.document["owner"] in owners for answer in fenced), fenced
-    finish(world, report, "11 sidecar: owners in turns", takeovers)
+    finish(world, report, "20 sidecar: owners in turns", takeovers)
     assert takeovers > 10
 
 
