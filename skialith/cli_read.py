@@ -144,7 +144,7 @@ def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> l
         ("", f"{used}, {plural(wal.messages, 'message')}"),
         *([("replicas", _group(wal.group))] if wal.group else []),
         *[(lag.name, _lag(lag)) for lag in wal.consumers],
-        *[(f"{lag.name} replicas", _group(lag.group)) for lag in wal.consumers if lag.group and not lag.group.whole],
+        *[(f"{lag.name} peers", _group(lag.group)) for lag in wal.consumers if lag.group and not lag.group.whole],
     ]
     if not wal.traces:
         lines.append(("trace_ingest", "off for this namespace (`skialith traces on`)"))

@@ -214,7 +214,7 @@ class _Log:
         for lag in now.consumers:
             yield _lag(lag.name, lag.records, lag.oldest_seconds, lag.pulls)
             if lag.group is not None and not lag.group.whole:
-                yield _replicas(f"{lag.name} replicas", lag.group)
+                yield _replicas(f"{lag.name} peers", lag.group)
         if now.dead_letters:
             yield Finding(
                 "dead letters (log)",
