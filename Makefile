@@ -13,16 +13,23 @@ COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._p
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint chaos asan bench clean
+.PHONY: help demo test test-store store-url lint chaos asan bench clean
 
 help:  ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.ready-demo  ## kill an agent in the middle of a step, resume it, and count what is left (needs no database)
 	@$(BIN)/skialith demo
 
 test: .venv/.ready-dev  ## run every test, with a short run of the chaos tests
 	@$(PYTEST) -n $(TEST_PROCESSES) --dist worksteal
+
+test-store: store-url .venv/.ready-dev  ## run the store's tests on SKIALITH_TEST_DATABASE_URL (MySQL, TiDB, ...), whose Skialith tables they drop
+	@$(PYTEST) $(addprefix tests/conformance/test_,store.py store_graphs.py lists.py steps.py processes.py) -k mysql
+
+store-url:
+	@test -n "$$SKIALITH_TEST_DATABASE_URL" || \
+		{ echo "test-store: set SKIALITH_TEST_DATABASE_URL=mysql://user:password@host:port/database to a database of its own" >&2; exit 2; }
 
 lint: .venv/.ready-dev  ## check style, types, import directions and the compiled modules' stubs
 	@echo "==> ruff"
@@ -50,6 +57,7 @@ clean:  ## remove what was built, .venv included; data in .skialith stays
 	@rm -rf .venv build dist skialith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache \
 		sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build
 	@rm -f skialith/*.c skialith/wal/*.c skialith/*.so skialith/wal/*.so
+	@rm -rf sdk/typescript/node_modules sdk/typescript/dist sdk/typescript/build
 	@find skialith tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.ready-demo: $(SOURCES)

@@ -13,13 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from .cli_settings import agent_of, looking, takes_settings
-from .cli_show import emit, facts, note, payload, plural, printable, say, show, size, span, table, when
+from .cli_show import emit, facts, group_line, note, payload, plural, printable, say, show, size, span, table, when
 from .config import Config
 from .errors import SkialithError, StoreError
 from .records import Event, iso
 from .runtime import Runtime
 from .stores.base import AgentSummary
 from .wal.client import ConsumerLag, WalStatus
+from .wal.group import Group
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
 AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.", show_default=False)]
@@ -95,6 +96,7 @@ def _status_document(config: Config, wal: WalStatus, database: dict[str, Any]) -
             "max_bytes": wal.max_bytes,
             "last_seq": wal.last_seq,
             "replicas": wal.replicas,
+            **_group_document(wal.group),
         },
         "consumers": [
             {
@@ -103,6 +105,7 @@ def _status_document(config: Config, wal: WalStatus, database: dict[str, Any]) -
                 "in_flight": lag.in_flight,
                 "oldest_seconds": round(lag.oldest_seconds, 3),
                 "writers_pulling": lag.pulls > 0,
+                **_group_document(lag.group),
             }
             for lag in wal.consumers
         ],
@@ -114,6 +117,22 @@ def _status_document(config: Config, wal: WalStatus, database: dict[str, Any]) -
     }
 
 
+def _group_document(group: Group | None) -> dict[str, Any]:
+    """Nothing for a log of one copy."""
+    if group is None:
+        return {}
+    peers = [
+        {
+            "name": peer.name,
+            "state": peer.state,
+            "behind": peer.behind,
+            "seen_seconds": None if peer.seen_seconds is None else round(peer.seen_seconds, 3),
+        }
+        for peer in group.peers
+    ]
+    return {"leader": group.leader, "writable": group.writable, "peers": peers}
+
+
 def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> list[tuple[str, str | Text]]:
     where = "embedded nats-server" if config.embedded else "nats-server"
     copies = f", {wal.replicas} replicas" if wal.replicas > 1 else ""
@@ -123,7 +142,9 @@ def _status_facts(config: Config, wal: WalStatus, database: dict[str, Any]) -> l
         ("namespace", config.namespace),
         ("log", f"{wal.stream} on {where} {wal.server_version}{copies}"),
         ("", f"{used}, {plural(wal.messages, 'message')}"),
+        *([("replicas", _group(wal.group))] if wal.group else []),
         *[(lag.name, _lag(lag)) for lag in wal.consumers],
+        *[(f"{lag.name} peers", _group(lag.group)) for lag in wal.consumers if lag.group and not lag.group.whole],
     ]
     if not wal.traces:
         lines.append(("trace_ingest", "off for this namespace (`skialith traces on`)"))
@@ -145,6 +166,11 @@ def _lag(lag: ConsumerLag) -> str | Text:
     if lag.pulls or lag.in_flight:
         return behind
     return Text(f"{behind}; nobody is storing them now (`skialith writer` does)", style="yellow")
+
+
+def _group(group: Group) -> str | Text:
+    text = group_line(group)
+    return text if group.whole else Text(text, style="yellow" if group.writable else "red")
 
 
 def _dead(wal: WalStatus, database: dict[str, Any]) -> str | Text:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import trace_json
+from .wal.group import Group, Peer
 
 _PIPED_WIDTH = 100_000
 """A pipe has no width: nothing is wrapped or cut for it."""
@@ -106,6 +107,24 @@ def span(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def group_line(group: Group) -> str:
+    """Who keeps the replicas: ``leader n1; n2 current; n3 silent, seen 8.0 s ago, 104 operations behind``."""
+    said = [f"leader {printable(group.leader)}" if group.leader else "no leader", *map(_peer, group.peers)]
+    missing = group.wanted - len(group.peers) - (group.leader is not None)
+    if missing > 0:
+        said.append(f"{missing} of {group.wanted} missing")
+    return "; ".join(said)
+
+
+def _peer(peer: Peer) -> str:
+    behind = f"{plural(peer.behind or 0, 'operation')} behind"
+    if not peer.away:
+        return f"{printable(peer.name)} {behind if peer.state == 'behind' else peer.state}"
+    said = [f"{printable(peer.name)} {peer.state}"]
+    said.append("not seen by this leader" if peer.seen_seconds is None else f"seen {span(peer.seen_seconds)} ago")
+    return ", ".join([*said, behind] if peer.behind else said)
 
 
 def when(us: int) -> str:

@@ -75,6 +75,11 @@ PING_SECONDS = 5.0
 """Interval of the protocol ping that finds dead connections."""
 API_TIMEOUT_SECONDS = 5.0
 """How long one JetStream API request may take before it is repeated."""
+PEER_SILENT_SECONDS = 4.0
+"""How long a replica may be unheard by its leader before it is shown as silent; the server's heartbeats are 1 s apart, and
+after 4 s without one the others begin to elect a new leader."""
+PEER_BEHIND_OPERATIONS = 100
+"""How many operations a replica may lack before it is shown as behind; under load a few are always on their way."""
 
 LONGEST_CONTROL_LINE_BYTES = 256 * 1024
 """Longest line that a server may send (its INFO names every server of a cluster); a longer one ends the connection."""

@@ -12,14 +12,15 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .cli_settings import NothingHere, check_something_here
-from .cli_show import plural, printable, size, span
+from .cli_show import group_line, plural, printable, size, span
 from .cli_sql import sqlite_file
 from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
-from .errors import SkialithError, WalError
+from .errors import SkialithError, WalError, WalUnavailable
 from .stores import open_store
 from .stores.base import Store
 from .wal.api import time_ns
 from .wal.client import Wal, WalStatus
+from .wal.group import Group
 from .wal.local import LocalServer, find_binary, inspect
 
 Level = Literal["ok", "warn", "fail"]
@@ -28,6 +29,10 @@ _LAG_WARN_SECONDS = 60.0
 _CLOCK_WARN_SECONDS = 2.0
 _STREAM_WARN_SHARE = 0.75
 _DISK_WARN_BYTES = 1024 * 1024 * 1024
+_NO_MAJORITY = (
+    "start the nodes that are down: a majority must run and reach each other. Nothing that was acknowledged is lost by this, "
+    "and calls are retried until their timeout"
+)
 
 
 class Finding(NamedTuple):
@@ -191,16 +196,25 @@ class _Log:
             yield Finding("NATS", "fail", str(error), "see the message; nothing that was acknowledged is lost by this")
             return
         yield Finding("NATS", "ok", f"nats-server {server.get('version', '?')} answers")
-        yield Finding("stream", "fail", str(error), "see the message")
+        stream = getattr(self.wal, "stream", None)
+        replicas = stream.group if stream is not None else None
+        clustered = isinstance(error, WalUnavailable) and bool(server.get("cluster"))
+        yield Finding("stream", "fail", str(error), _NO_MAJORITY if clustered else "see the message")
+        if replicas is not None:
+            yield _replicas("replicas", replicas)
 
     def condition(self) -> Iterator[Finding]:
-        """Size, lag, dead letters, clocks of a log that was reached."""
+        """Size, replicas, lag, dead letters, clocks of a log that was reached."""
         now, wal = self._status, self.wal
         if now is None or wal is None:
             return
         yield _fill(now)
+        if now.group is not None:
+            yield _replicas("replicas", now.group)
         for lag in now.consumers:
             yield _lag(lag.name, lag.records, lag.oldest_seconds, lag.pulls)
+            if lag.group is not None and not lag.group.whole:
+                yield _replicas(f"{lag.name} peers", lag.group)
         if now.dead_letters:
             yield Finding(
                 "dead letters (log)",
@@ -250,6 +264,25 @@ def _fill(now: WalStatus) -> Finding:
             "log size", "warn", text, "see that a writer runs and keeps up, or raise max_bytes of the stream"
         )
     return Finding("log size", "ok", text)
+
+
+def _replicas(check: str, group: Group) -> Finding:
+    """Who keeps the copies of the stream or of a consumer."""
+    text = group_line(group)
+    if not group.writable:
+        return Finding(check, "fail", f"{text}: nothing is acknowledged", _NO_MAJORITY)
+    if any(peer.away for peer in group.peers):
+        return Finding(
+            check, "warn", text, "start that node, or see why it is cut off: one more that is lost may stop the log"
+        )
+    if not group.whole:
+        return Finding(
+            check,
+            "warn",
+            text,
+            "a node that came back catches up by itself; if this stays, look at its disk and its log",
+        )
+    return Finding(check, "ok", text)
 
 
 def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import import_module
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..config import Config
 from . import letters, metrics, operations, problems, reads, requests, writes
 from .config import SidecarConfig
+from .document import Documented
 from .engine import Engine
 from .guard import Guard
 from .observe import Observer
@@ -22,31 +22,6 @@ _DESCRIPTION = (
     "JSON (RFC 9457) whose `outcome` says what became of the record and whose `retryable` whether to send it again. Ids in paths "
     "are percent-encoded, `/` included."
 )
-
-
-_TOKEN = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "SKIALITH_TOKEN of the sidecar, if it has one; `/health`, `/ready` and `/openapi.json` do without.",
-}
-
-
-class _App(FastAPI):
-    """FastAPI with what its document does not say by itself: the token, and that what is invalid is answered with 400."""
-
-    def openapi(self) -> dict[str, Any]:
-        if self.openapi_schema is None:
-            document = super().openapi()
-            for path in document["paths"].values():
-                for operation in path.values():
-                    if "HTTPValidationError" in str(operation["responses"].get("422")):
-                        del operation["responses"]["422"]
-            for name in ("HTTPValidationError", "ValidationError"):
-                document["components"]["schemas"].pop(name, None)
-            document["components"]["securitySchemes"] = {"token": _TOKEN}
-            document["security"] = [{"token": []}, {}]
-        assert self.openapi_schema is not None
-        return self.openapi_schema
 
 
 def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
@@ -62,7 +37,7 @@ def create(config: Config, sidecar: SidecarConfig) -> FastAPI:
             finally:
                 await engine.close()
 
-    app = _App(
+    app = Documented(
         title="Skialith",
         version=import_module("skialith").__version__,
         description=_DESCRIPTION,

@@ -122,26 +122,37 @@ class Engine:
         wal = self.runtime.wal
         if wal.log.owning.held(owner) is None:
             await wal.ask(lambda: wal.log.owning.adopt(owner, deadline), deadline, whole=True)
-            # The sockets are read in between: that a client went away before it sent what is answered by now is known then.
-            await asyncio.sleep(0)
-        return wal.log.owning.held(owner)
+        lease = wal.log.owning.held(owner)
+        # The sockets are read in between: that a client went away before it sent what is answered by now is known then, also
+        # if this request was read in one go with later ones.
+        await asyncio.sleep(0)
+        return lease
 
     def _check_wanted(self, name: LaneName, lease: Lease | None, has_gone: HasGone) -> None:
         """Raises ``Gone``, or ``LeaseMoved`` if the owner wrote elsewhere since the lease was looked at, or ``Closed``."""
         self.runtime.check_open()
         if isinstance(name, Owner):
             if has_gone():
-                text = f"agent {name.agent_id!r}: the client gave the request up; nothing was sent"
-                raise Gone(text, outcome="not_written", retryable=True)
+                raise _gone(name.agent_id)
             if self.runtime.wal.log.owning.held(name) is not lease:
                 raise LeaseMoved(f"agent {name.agent_id!r}: its lease was adopted anew meanwhile; nothing was sent")
 
     # ---- owning and reading
 
-    async def claim(self, agent_id: str, owner: str) -> Owner:
-        """Own the agent on behalf of whoever gets the token. Raises ``WalUnavailable``."""
+    async def claim(self, agent_id: str, owner: str, has_gone: HasGone) -> Owner:
+        """Own the agent on behalf of whoever gets the token. Raises ``WalUnavailable``, or ``Gone``.
+
+        A client that gave its request up may have made it again, and must not lose to itself.
+        """
         wal, deadline = self.runtime.wal, self.deadline()
-        return await wal.ask(lambda: wal.log.owning.claim_for(agent_id, owner, deadline), deadline, whole=True)
+
+        def check() -> None:
+            if has_gone():
+                raise _gone(agent_id)
+
+        await asyncio.sleep(0)  # as in _held
+        check()
+        return await wal.ask(lambda: wal.log.owning.claim_for(agent_id, owner, deadline, check), deadline, whole=True)
 
     async def disown(self, owner: Owner) -> None:
         """Give the agent up; does nothing if it has another owner by now. Raises ``WalUnavailable``."""
@@ -151,3 +162,9 @@ class Engine:
     async def newest_checkpoint(self, agent_id: str) -> Found:
         """Raises ``WalUnavailable`` or ``StoreUnavailable``."""
         return await awaiting.newest_checkpoint(self.runtime, agent_id, self.deadline())
+
+
+def _gone(agent_id: str) -> Gone:
+    return Gone(
+        f"agent {agent_id!r}: the client gave the request up; nothing was sent", outcome="not_written", retryable=True
+    )

@@ -53,6 +53,8 @@ class Guard:
                 receive = body.replayed(receive)
             await self._app(scope, receive, send)
         except HttpProblem as problem:
+            if b"expect" in headers:  # its client may or may not send the body now, and then the next request
+                problem.headers = {**(problem.headers or {}), **_CLOSE}
             await problems.of_refusal(problem)(scope, receive, send)
         finally:
             body.let_go()

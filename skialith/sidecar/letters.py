@@ -14,7 +14,7 @@ from ..runtime import Runtime
 from ..stores.base import LetterPlace
 from . import answers, requests
 from .config import PAGE_DEFAULT
-from .pages import Limit, position
+from .pages import CURSOR, Limit, position
 from .problems import HttpProblem, documented
 from .requests import EngineOf
 from .wire import LetterAnswer, LettersAnswer, WholeLetterAnswer
@@ -39,7 +39,7 @@ async def _after(
     after: Annotated[
         str | None,
         Query(
-            pattern="^[0-9]{1,19}-[0-9]{1,19}-[a-z_]{1,32}-[0-9a-f]{32}$",
+            pattern=f"^{CURSOR}-[a-z_]{{1,32}}-[0-9a-f]{{32}}$",
             description="`next` of the page before: only what stands behind it.",
             examples=["1795573498000123000-1795573498000123-writer-00112233445566778899aabbccddeeff"],
         ),
@@ -47,8 +47,8 @@ async def _after(
 ) -> LetterPlace | None:
     if after is None:
         return None
-    time_ns, seq, sink, key = after.split("-")
-    return LetterPlace(position("after", time_ns, seq), sink, bytes.fromhex(key))
+    _, _, sink, key = after.split("-")
+    return LetterPlace(position(after), sink, bytes.fromhex(key))
 
 
 After = Annotated[LetterPlace | None, Depends(_after)]

@@ -177,6 +177,8 @@ def _gauges(look: Look) -> Iterator[Metric]:
 def _of_log(log: WalStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("skialith_wal_bytes", "Size of the log.", log.bytes)
     yield GaugeMetricFamily("skialith_wal_max_bytes", "Largest size of the log.", log.max_bytes)
+    away = sum(peer.away for peer in log.group.peers) if log.group is not None else 0
+    yield GaugeMetricFamily("skialith_wal_peers_offline", "Replicas of the log that its leader does not hear.", away)
     records = GaugeMetricFamily("skialith_lag_records", "Records that wait for a consumer.", labels=("consumer",))
     seconds = GaugeMetricFamily("skialith_lag_seconds", "Age of the oldest of them, else 0.", labels=("consumer",))
     for lag in log.consumers:

@@ -11,7 +11,6 @@ from pydantic import AwareDatetime, BeforeValidator
 
 from ..records import NOWHERE, Position
 from .config import PAGE_DEFAULT, PAGE_LARGEST
-from .problems import HttpProblem
 
 _MOST = 2**63 - 1
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -20,25 +19,27 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 Limit = Annotated[int, Query(ge=1, le=PAGE_LARGEST, description="Most entries of the page.", examples=[PAGE_DEFAULT])]
 
 
-def position(argument: str, time_ns: str, seq: str) -> Position:
-    """The position whose parts a cursor has as digits."""
-    made = Position(int(time_ns), int(seq))
-    if max(made) > _MOST:
-        raise HttpProblem(400, f"{argument} is no cursor: no page ends there", path=argument)
-    return made
+CURSOR = "([0-9]{1,18}|[1-8][0-9]{18})-([0-9]{1,18}|[1-8][0-9]{18})"
+"""What a position looks like, as a pattern; its numbers are below 9e18, which fits into 64 bits."""
+
+
+def position(cursor: str) -> Position:
+    """The position that a cursor begins with."""
+    time_ns, seq = cursor.split("-")[:2]
+    return Position(int(time_ns), int(seq))
 
 
 async def _after(
     after: Annotated[
         str | None,
         Query(
-            pattern=r"^[0-9]{1,19}-[0-9]{1,19}$",
+            pattern=f"^{CURSOR}$",
             description="A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry.",
             examples=["1795573498000123000-1795573498000123"],
         ),
     ] = None,
 ) -> Position:
-    return NOWHERE if after is None else position("after", *after.split("-"))
+    return NOWHERE if after is None else position(after)
 
 
 After = Annotated[Position, Depends(_after)]

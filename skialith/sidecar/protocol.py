@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -15,6 +16,8 @@ from .problems import HttpProblem
 GONE = "skialith.gone"
 """Whether the client has closed its connection, as a question; in the scope."""
 
+_OFFER = (b"connection", b"upgrade", b"http2-settings")
+
 
 class Protocol(HttpToolsProtocol):
     """A connection whose first request must come within ``HEAD_SECONDS``, with at most ``HEAD_BYTES`` of headers."""
@@ -23,6 +26,8 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **named)
         self._head_bytes = 0
         self._in_head = False
+        self._received = b""
+        self._anew: bytes | None = None
         self._first: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -34,7 +39,11 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        rest: bytes | None = data
+        while rest is not None:
+            self._received, self._anew = rest, None
+            super().data_received(rest)
+            rest = self._anew
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
@@ -53,15 +62,36 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_waiting()
+        if self._offers():
+            return
         crowded = len(self.connections) > CONCURRENT_REQUESTS
         self.app = _overloaded if crowded else self.config.loaded_app
         self.scope[GONE] = self.transport.is_closing  # type: ignore[literal-required]
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._offers():
+            return
         super().on_message_complete()
         if not self.pipeline:
             self.flow.resume_reading()  # paused by a long body, it would not see that the client goes away
+
+    def _offers(self) -> bool:
+        """Whether the request offers to speak another protocol, as Java's client does with HTTP/2 at every first request."""
+        parser = self.parser
+        return bool(parser.should_upgrade() and parser.should_keep_alive()) and parser.get_method() != b"CONNECT"
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called when that request's head is over, for the parser's exception: it takes such a request for one without a body.
+
+        So the head is parsed anew, without the offer.
+        """
+        upgrade = sys.exc_info()[1]
+        if upgrade is None or not self._offers():
+            return
+        head = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+        lines = b"".join(b"%b: %b\r\n" % header for header in self.headers if header[0] not in _OFFER)
+        self._anew = b"%b%b\r\n%b" % (head, lines, self._received[upgrade.args[0] :])
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -50,8 +50,7 @@ async def history(
     """The agent's events, oldest first: the log and the database together, dead letters included.
 
     A page ends early when its payloads are large, or, with `type`, when it has looked at many events; it may be empty and
-    still have `next`. An agent that never saved anything has none. While the database is behind, an event that was saved twice,
-    over half a minute apart, may stand on two pages; its `event_id` tells.
+    still have `next`. An agent that never saved anything has none.
     """
     page = partial(_history, engine.runtime, agent_id, after, limit, type)
     return answers.answer(await in_thread(page))
@@ -176,7 +175,8 @@ async def traces(
         Query(description="Only with `logged_at` at or behind this time.", examples=["2026-01-01T12:00:00Z"]),
     ] = None,
     until: Annotated[
-        Time | None, Query(description="Only with `logged_at` before this time.", examples=["2026-01-02T12:00:00Z"])
+        Time | None,
+        Query(description="Only with `logged_at` before this time.", examples=["2026-01-02T12:00:00Z"]),
     ] = None,
 ) -> Response:
     """Events of all agents as the table `agent_traces` has them, oldest first by `logged_at`, the time at which the log stored

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from math import isinf
 from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
@@ -20,11 +22,30 @@ from .protocol import GONE
 
 class _Request(Request):
     async def json(self) -> Any:
-        """Strict JSON: no NaN, integers of any length kept exact."""
+        """Strict JSON: no NaN, integers of any length kept exact, no number that a double would make infinite."""
+        text = await self.body()
         try:
-            return from_json(await self.body(), allow_inf_nan=False)
+            value = from_json(text, allow_inf_nan=False)
         except ValueError as error:
             raise HttpProblem(400, f"the body is not JSON: {error}", path="body") from None
+        if _MAY_BE_INFINITE.search(text) and (path := _infinite(value, "")) is not None:
+            raise HttpProblem(400, f"{path or 'body'}: the number is larger than a double can be", path=path or "body")
+        return value
+
+
+_MAY_BE_INFINITE = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+
+
+def _infinite(value: Any, path: str) -> str | None:
+    """Where an infinite number stands; None if there is none."""
+    if isinstance(value, float):
+        return path if isinf(value) else None
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        inner = ((f"{path}.{name}" if path else name, item) for name, item in value.items())
+    elif isinstance(value, list):
+        inner = ((f"{path}[{n}]", item) for n, item in enumerate(value))
+    return next((found for at, item in inner if (found := _infinite(item, at)) is not None), None)
 
 
 class Route(APIRoute):

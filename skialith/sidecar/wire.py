@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..config import MAX_ID_CHARACTERS
 from .config import BATCH_EVENTS, OWNER_CHARACTERS
 
+
+def _integer(value: Any) -> Any:
+    """1.0 is an integer in JSON, and some languages write it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 StepIndex = Annotated[
-    int, Field(strict=True, ge=0, le=2**63 - 1, description="Step of the agent, from 0 on.", examples=[3])
+    int,
+    # FastAPI makes a float of it, which for 2**63 - 1 is another number.
+    Field(strict=True, ge=0, lt=2**63, description="Step of the agent, from 0 on.", examples=[3]),
+    BeforeValidator(_integer),
 ]
 RecordId = Annotated[
     str,
@@ -80,11 +89,24 @@ class StepError(Body):
 class StepBody(Body):
     """The outcome of a step: `result`, or `error` in its place. The first one recorded under its id wins for ever."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": ["result"], "properties": {"error": {"type": "null"}}},
+                {"required": ["error"], "properties": {"error": {"type": "object"}}, "not": {"required": ["result"]}},
+            ]
+        }
+    )
+
     step_id: RecordId
     name: Annotated[
         str, Field(strict=True, min_length=1, max_length=MAX_ID_CHARACTERS, description="Without its place.")
     ]
-    n: Annotated[int, Field(strict=True, ge=1, le=2**31, description="The how manyth call of this name it is.")] = 1
+    n: Annotated[
+        int,
+        Field(strict=True, ge=1, le=2**31, description="The how manyth call of this name it is."),
+        BeforeValidator(_integer),
+    ] = 1
     function: Annotated[str, Field(strict=True, max_length=1000, description="Name of the function that was called.")]
     result: Payload = None
     error: StepError | None = None

@@ -73,7 +73,8 @@ async def checkpoint(
             min_length=1,
             max_length=MAX_ID_CHARACTERS,
             description="Any text that a retry of the same call repeats, and no other call: within half a minute it is written "
-            "once. Without it a retry may write the checkpoint twice, which does no harm.",
+            "once, unless the log's server was restarted meanwhile. Without it a retry may write the checkpoint twice, which "
+            "does no harm.",
         ),
     ] = None,
 ) -> Response:
@@ -98,7 +99,7 @@ async def resume(agent_id: AgentId, engine: EngineOf, request: Request, body: Re
     worker of every sidecar of the log, also after a restart.
     """
     named = body.owner if body is not None else ""
-    owner = await engine.claim(agent_id, named or requests.client_name(request))
+    owner = await engine.claim(agent_id, named or requests.client_name(request), requests.has_gone(request))
     found = await engine.newest_checkpoint(agent_id)
     lease = Lease(token=owner.token, seconds=engine.config.lease_seconds)
     return await _state(agent_id, found, lease=lease.model_dump())

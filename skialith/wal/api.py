@@ -59,10 +59,20 @@ class Api:
             pause = next(pauses)
             if time.monotonic() + pause >= end:
                 raise WalUnavailable(
-                    f"the NATS server did not answer {name}: {cause}",
+                    f"the NATS server did not answer {name}: {cause}{self._leaderless()}",
                     outcome="not_written",
                 )
             await asyncio.sleep(pause)
+
+    def _leaderless(self) -> str:
+        """What a node that answers the connection and no request tells, if it is one of a cluster."""
+        server = self._connection.info
+        if not server.get("cluster") or not self._connection.wire.is_open:
+            return ""
+        return (
+            f"; {server.get('server_name')} of the cluster {server['cluster']} is connected, so probably there is no leader: "
+            "for seconds after a node was lost, or as long as a majority of the nodes is down"
+        )
 
     async def once(self, name: str, body: dict[str, Any] | None = None, *, timeout: float) -> dict[str, Any]:
         """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``."""

@@ -30,6 +30,7 @@ from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
+from .group import Group, group
 from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
@@ -53,7 +54,7 @@ _FLUSH_LONGEST_SECONDS = 0.1
 class ConsumerLag:
     """How far a consumer is behind. ``oldest_seconds``: age of the oldest record it has not acknowledged, 0 if none.
 
-    ``pulls``: open pull requests; 0 means that no writer is asking for records now.
+    ``pulls``: open pull requests; 0 means that no writer is asking for records now. ``group``: as in :class:`WalStatus`.
     """
 
     name: str
@@ -61,11 +62,12 @@ class ConsumerLag:
     in_flight: int
     oldest_seconds: float
     pulls: int
+    group: Group | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WalStatus:
-    """The log as ``skialith status`` shows it."""
+    """The log as ``skialith status`` shows it. ``group``: who keeps the stream's replicas; None if there is only one."""
 
     stream: str
     wal_id: str
@@ -79,6 +81,7 @@ class WalStatus:
     traces: bool
     dead_letters: int
     consumers: tuple[ConsumerLag, ...]
+    group: Group | None = None
 
 
 class Wal:
@@ -373,17 +376,21 @@ class Wal:
             traces=self.stream.traces,
             dead_letters=await self.dead.count(deadline),
             consumers=tuple(lags),
+            group=self.stream.group,
         )
 
     async def _lag(self, name: str, deadline: float) -> ConsumerLag:
         info = await self.stream.consumer_info(name, deadline)
         oldest = await self.stream.oldest_pending(name, deadline)
         pulls = info.get("num_waiting", 0)
+        replicas = group(info, info["config"].get("num_replicas") or self.stream.replicas)
         if oldest is None:
             # The counts of a consumer can stand still after a server was killed; what the stream holds cannot.
-            return ConsumerLag(name, 0, 0, 0.0, pulls)
+            return ConsumerLag(name, 0, 0, 0.0, pulls, replicas)
         records = max(1, info["num_pending"] + info["num_ack_pending"])
-        return ConsumerLag(name, records, info["num_ack_pending"], max(0.0, time.time() - oldest / 1e9), pulls)
+        return ConsumerLag(
+            name, records, info["num_ack_pending"], max(0.0, time.time() - oldest / 1e9), pulls, replicas
+        )
 
     # ---- life
 

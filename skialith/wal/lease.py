@@ -70,14 +70,16 @@ class Leases:
         self._stream = stream
         self._seconds = seconds
 
-    async def claim(self, agent_id: str, deadline: float, owner: str | None = None) -> Lease:
+    async def claim(
+        self, agent_id: str, deadline: float, owner: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> Lease:
         """Become the owner, whoever was before; ``owner`` names one who keeps the token outside of this process.
 
-        Raises ``WalUnavailable``; then nothing is owned.
+        ``check``: asked before it is tried again. Raises ``WalUnavailable``, or what ``check`` does; then nothing is owned.
         """
         lease = self._lease(agent_id, secrets.token_hex(16), owner)
         seen = await self._holder(lease.subject, deadline)
-        await self._write(lease, seen.seq if seen else 0, deadline, lambda _: None)
+        await self._write(lease, seen.seq if seen else 0, deadline, lambda _: check())
         return lease
 
     async def adopt(self, agent_id: str, token: str, deadline: float) -> Lease:

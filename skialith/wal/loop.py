@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -101,11 +102,12 @@ class LoopThread:
             self._loop.close()
 
     def _cancel_all(self) -> None:
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=_STOP_SECONDS))
+        # In rounds: nats-py, cancelled while it reconnects, may begin the tasks of its new connection all the same.
+        end = time.monotonic() + _STOP_SECONDS
+        while (tasks := asyncio.all_tasks(self._loop)) and (left := end - time.monotonic()) > 0:
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=left))
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float, *, whole: bool = False) -> T:
         """Run a coroutine to its end and return its result. Interruptible; bounded by ``timeout`` seconds.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,14 @@ class Owning:
             lane.lease = lease
             return lease
 
-    async def claim_for(self, agent_id: str, owner: str, deadline: float) -> Owner:
-        """Own the agent for somebody outside of this process, named ``owner`` to others, who keeps the lease's token."""
-        lease = await self._leases.claim(agent_id, deadline, owner)
+    async def claim_for(
+        self, agent_id: str, owner: str, deadline: float, check: Callable[[], None] = lambda: None
+    ) -> Owner:
+        """Own the agent for somebody outside of this process, named ``owner`` to others, who keeps the lease's token.
+
+        ``check``: asked before it is tried again; raises if that is not wanted any more.
+        """
+        lease = await self._leases.claim(agent_id, deadline, owner, check)
         name = Owner(agent_id, lease.token)
         async with self._owning(name) as lane:
             lane.lease = lease

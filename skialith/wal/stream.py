@@ -23,6 +23,7 @@ from ..config import (
 from ..errors import ConfigurationError, WalError
 from ._waiting import Tally
 from .api import Api, ApiError, rfc3339, time_ns
+from .group import Group, group
 from .transport import Connection, NoReply
 
 WRITER = "writer"
@@ -108,6 +109,8 @@ class Stream:
         self.api = Api(connection)
         self.traces = True
         self.replicas = config.replicas
+        self.group: Group | None = None
+        """Who kept the replicas when the stream was looked at last."""
         self.max_bytes = 0
         self.wal_id = ""
         self._config = config
@@ -131,8 +134,8 @@ class Stream:
         self._check_server()
         try:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
-            await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
             self._note(info)
+            await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
             self.wal_id = f"{self.name}@{info['created']}"
             await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
             if self.traces:
@@ -370,6 +373,7 @@ class Stream:
         self.tally.appended_bytes = 0
         self.max_bytes = info["config"]["max_bytes"]
         self.replicas = info["config"]["num_replicas"]
+        self.group = group(info, self.replicas)
 
     def has_room(self, size: int) -> bool:
         """Whether a record of ``size`` bytes leaves the share of the stream that is kept for leases."""

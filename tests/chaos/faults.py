@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import signal
@@ -352,8 +353,34 @@ def _return_unrecorded_steps() -> None:
     _replace(Log, "append_one", append_one)
 
 
+def _answer_before_durable() -> None:
+    """A sidecar that answers at once, and appends some moments later."""
+    from skialith.sidecar.engine import Engine
+
+    original, late = Engine.append, set()
+
+    async def append(self: Engine, *arguments: Any) -> Ack:
+        async def later() -> None:
+            await asyncio.sleep(0.2)
+            await original(self, *arguments)
+
+        late.add(asyncio.ensure_future(later()))
+        return Ack(1, False)
+
+    _replace(Engine, "append", append)
+
+
+def _write_for_any_owner() -> None:
+    """A sidecar that neither holds its clients' leases nor asks whether they still wait."""
+    from skialith.sidecar import writes
+
+    _replace(writes, "_lane", lambda agent_id, lease: agent_id)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
+    "answer before durable": _answer_before_durable,
+    "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,

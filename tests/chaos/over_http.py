@@ -31,13 +31,18 @@ LEASE = "Skialith-Lease"
 
 
 @contextlib.contextmanager
-def serve(world: World, *options: str, port: int | None = None, before: str = "") -> Iterator[Sidecar]:
-    """A sidecar of the world, ready."""
+def serve(
+    world: World, *options: str, port: int | None = None, die: dict[str, int] | None = None, break_: str = ""
+) -> Iterator[Sidecar]:
+    """A sidecar of the world, ready unless it is to ``die``. ``die``, ``break_``: as of a child."""
+    before = f"from tests.chaos import faults; faults.install({die or {}}, {{}}, {break_!r})" if die or break_ else ""
     settings = {"SKIALITH_NAMESPACE": world.namespace, "SKIALITH_WAL_BYTES": str(256 * 1024 * 1024)}
     if world.nats_url:
         settings |= {"SKIALITH_NATS_URL": world.nats_url, "SKIALITH_DATABASE_URL": world.database_url}
     settings["SKIALITH_TIMEOUT"] = "10"
-    with sidecar(*options, cwd=world.place, port=port, settings=settings, before=before) as made:
+    with sidecar(
+        *options, cwd=world.place, port=port, settings=settings, before=before, ready=None if die else True
+    ) as made:
         yield made
 
 

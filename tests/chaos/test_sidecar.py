@@ -15,6 +15,7 @@ from skialith.wal.local import LocalServer
 from tests.fixtures.nats import NatsServer, free_port
 from tests.fixtures.sidecar import Sidecar
 
+from . import faults
 from .conftest import Report
 from .over_http import Answer, Client, at_work, mixed, serve, wait_answers
 from .world import World, rounds
@@ -48,33 +49,33 @@ def test_told_to_stop_under_load(sqlite_world: World, report: Report, workers: i
             stopping.set()
         assert kinds(clients) <= GOES_AWAY | {"stopping"}, kinds(clients)
     verdict = world.verdict(settle=False, steady=True)
-    report(f"11 sidecar told to stop, {workers} worker(s)", runs, verdict)
+    report(f"20 sidecar told to stop, {workers} worker(s)", runs, verdict)
     assert not verdict.problems, str(verdict)
 
 
 def test_killed_under_load(mariadb_world: World, report: Report) -> None:
     """Clients make their calls again with the same ids and the same lease, until they are answered."""
-    kill_again_and_again(mariadb_world)
+    kill_again_and_again(mariadb_world, rounds(2))
     verdict = mariadb_world.verdict(steady=True)
-    report("11 sidecar killed, MariaDB", rounds(2), verdict)
+    report("20 sidecar killed, MariaDB", rounds(2), verdict)
     assert not verdict.problems, str(verdict)
 
 
 def test_killed_under_load_with_its_own_server(embedded_world: World, report: Report) -> None:
     """The embedded server ends with its last user, so each new sidecar has a new one, on the same store."""
     world = embedded_world
-    kill_again_and_again(world)
+    kill_again_and_again(world, rounds(1))
     with embedded(world):
         verdict = world.verdict()
-    report("11 sidecar killed, embedded server", rounds(2), verdict)
+    report("20 sidecar killed, embedded server", rounds(1), verdict)
     assert not verdict.problems, str(verdict)
 
 
-def kill_again_and_again(world: World) -> None:
+def kill_again_and_again(world: World, kills: int) -> None:
     port = free_port()
     clients = [Client(world, f"a{n}", [port], keeps=n % 2 == 0) for n in range(6)]
     with at_work(clients, mixed):
-        for _ in range(rounds(2)):
+        for _ in range(kills):
             with serve(world, port=port) as made:
                 wait_answers(clients, 10)
                 time.sleep(world.dice.uniform(0, 0.4))
@@ -82,6 +83,27 @@ def kill_again_and_again(world: World) -> None:
         with serve(world, port=port):
             wait_answers(clients, 5)
     assert kinds(clients) <= GOES_AWAY | {"log-unavailable", "stopping"}, kinds(clients)
+
+
+def test_killed_at_every_named_point(sqlite_world: World, report: Report) -> None:
+    """Each sidecar kills itself at the nth passage of a point on a record's path; clients go on at the next one. The short run
+    takes some of the points, by its dice."""
+    world, port = sqlite_world, free_port()
+    points = list(faults.POINTS) * rounds(1)
+    world.dice.shuffle(points)
+    points = points[: rounds(4)]
+    clients = [Client(world, f"a{n}", [port]) for n in range(3)]
+    with at_work(clients, mixed):
+        for point in points:
+            passage = world.dice.randrange(1, 8 if point in faults.WRITER_POINTS else 40)
+            print(point, passage)
+            with serve(world, port=port, die={point: passage}) as made:
+                assert made.process.wait(60) == -signal.SIGKILL, made.log
+        with serve(world, port=port):
+            wait_answers(clients, 5)
+    verdict = world.verdict(steady=True)
+    report("20 sidecar killed at every named point", len(points), verdict)
+    assert not verdict.problems, str(verdict)
 
 
 @pytest.fixture
@@ -110,8 +132,8 @@ def test_an_owner_alternates_between_workers(sqlite_world: World, report: Report
     with serve(world, "--workers", "2") as made:
         clients = [Client(world, f"a{n}", [made.port], keeps=False) for n in range(2)]
         with at_work(clients, alternate):
-            wait_answers(clients, rounds(150))
-    finish(world, report, "11 sidecar: owners at two workers", 2)
+            wait_answers(clients, rounds(80))
+    finish(world, report, "20 sidecar: owners at two workers", 2)
 
 
 def test_an_owner_alternates_between_sidecars_that_freeze(tmp_path: Path, seed: int, report: Report) -> None:
@@ -120,16 +142,16 @@ def test_an_owner_alternates_between_sidecars_that_freeze(tmp_path: Path, seed: 
         NatsServer(tmp_path / "nats-server") as nats,
         World(tmp_path, nats.url, f"sqlite:///{tmp_path / 'skialith.db'}", seed) as world,
     ):
-        freezes = rounds(8)
+        freezes = rounds(6)
         with serve(world) as one, serve(world) as other:
             clients = [Client(world, f"a{n}", [one.port, other.port]) for n in range(3)]
             with at_work(clients, alternate):
                 for n in range(freezes):
                     wait_answers(clients, 5)
                     freeze(world, world.dice.choice([one, other]))
-                    if n % 4 == 3:
+                    if n % 4 == 2:
                         nats.restart()
-        finish(world, report, "11 sidecar: owners at two that freeze", freezes)
+        finish(world, report, "20 sidecar: owners at two that freeze", freezes)
 
 
 def freeze(world: World, made: Sidecar) -> None:
@@ -181,7 +203,7 @@ def test_owners_take_an_agent_from_each_other(sqlite_world: World, report: Repor
     fenced = [answer for client in clients for answer in client.answers if answer.status == 409]
     owners = {client.notebook.name for client in clients}
     assert fenced and all(answer.kind == "fenced" and answer.document["owner"] in owners for answer in fenced), fenced
-    finish(world, report, "11 sidecar: owners in turns", takeovers)
+    finish(world, report, "20 sidecar: owners in turns", takeovers)
     assert takeovers > 10
 
 

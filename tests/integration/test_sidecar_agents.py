@@ -175,6 +175,8 @@ def test_ids_are_any_text(http: httpx.Client, agent_id: str) -> None:
     [
         ('{"event_id": "e", "payload": {"a": [1, {"b": 123456789012345678901234567890}]}}', "payload.a[1].b"),
         ('{"event_id": "e", "payload": {"a": NaN}}', "body"),
+        ('{"event_id": "e", "payload": {"a": [1, {"b": -1e400}]}}', "payload.a[1].b"),
+        ('{"event_id": "e", "payload": 1' + "0" * 400 + ".0}", "payload"),
         ('{"event_id": "e", "payload": {"a": 1}', "body"),
         ('{"event_id": "e", "payload": ' + "[" * 250 + "]" * 250 + "}", "body"),
         ('{"event_id": "", "payload": 1}', "event_id"),

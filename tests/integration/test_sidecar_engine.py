@@ -45,7 +45,7 @@ def test_an_owner_takes_turns_at_two_sidecars(settings: dict[str, Any]) -> None:
     async def main() -> None:
         there = {**settings, "directory": f"{settings['directory']}-2"}
         async with opened(settings) as one, opened(there) as other:
-            owner = await one.claim("a", "me")
+            owner = await one.claim("a", "me", no)
             for n in range(20):
                 await (one, other)[n % 2].append(owner, made(n, settings["namespace"]), no, "checkpoint")
             assert (await one.newest_checkpoint("a"))[0].step_index == 19
@@ -66,7 +66,7 @@ def test_a_request_that_was_given_up_is_not_sent_after_the_owners_next_one(
 
     async def main() -> None:
         async with opened(settings) as engine:
-            owner: Owner = await engine.claim("a", "me")
+            owner: Owner = await engine.claim("a", "me", no)
             await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             lanes = engine.runtime.wal.log.lanes
             turn, gone = lanes[owner].turn, False
@@ -93,7 +93,7 @@ def test_leases_are_those_of_the_owners_when_it_ends(settings: dict[str, Any], o
 
     async def main() -> Owner:
         async with opened(settings) as engine:
-            owner: Owner = await engine.claim("a", "me")
+            owner: Owner = await engine.claim("a", "me", no)
             await engine.append(owner, made(1, settings["namespace"]), no, "checkpoint")
             return owner
 

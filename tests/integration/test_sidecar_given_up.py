@@ -60,13 +60,27 @@ def test_a_batch_that_was_given_up(served: Sidecar) -> None:
         give_up(served, f"/agents/{agent}/events/batch", {"events": events}, owner)
         body = {"event_id": f"{step}.answered", "payload": None}
         assert http.post(f"/agents/{agent}/events", json=body, headers=owner).status_code == 200
-    saved = list(history(http, agent))
+    saved = list(event_ids(http, agent))
     for step in range(TIMES):
         places = [place for place, event in enumerate(saved) if event.startswith(f"{step}.")]
         assert saved[places[-1]] == f"{step}.answered"
 
 
-def history(http: httpx.Client, agent: str) -> Iterator[str]:
+def test_a_resume_that_was_given_up(served: Sidecar) -> None:
+    """It does not take the agent from the one that was made again."""
+    http = served.client()
+    for n in range(TIMES):
+        give_up(served, "/agents/resumed/resume", {"owner": "given up"}, {})
+        owner = {
+            "Skialith-Lease": http.post("/agents/resumed/resume", json={"owner": "again"}).json()["lease"]["token"]
+        }
+        for part in range(5):
+            body = {"event_id": f"{n}.{part}", "payload": None}
+            answer = http.post("/agents/resumed/events", json=body, headers=owner)
+            assert answer.status_code == 200, answer.text
+
+
+def event_ids(http: httpx.Client, agent: str) -> Iterator[str]:
     after: str | None = None
     while True:
         given = {"limit": "1000", **({"after": after} if after else {})}

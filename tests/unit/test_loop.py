@@ -45,6 +45,36 @@ def test_a_call_returns_what_the_coroutine_does(loop: LoopThread) -> None:
         loop.call(fail(), 5.0)
 
 
+def test_what_a_cancelled_task_begins_at_the_end_is_cancelled_too() -> None:
+    """As nats-py does when it is stopped while it reconnects."""
+    thread = LoopThread()
+    thread.start()
+    waiting, ended = threading.Event(), threading.Event()
+    kept: list[asyncio.Task[None]] = []
+
+    async def second() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    async def first() -> None:
+        try:
+            waiting.set()
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            kept.append(asyncio.create_task(second()))
+            await asyncio.sleep(0)
+
+    async def begin() -> None:
+        kept.append(asyncio.create_task(first()))
+
+    thread.call(begin(), 5.0)
+    assert waiting.wait(5)
+    thread.stop()
+    assert ended.is_set() and all(task.done() for task in kept)
+
+
 def test_a_call_that_takes_too_long_is_cancelled(loop: LoopThread) -> None:
     cancelled = threading.Event()
 

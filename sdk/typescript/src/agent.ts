@@ -77,11 +77,11 @@ export class SkialithAgent implements AsyncDisposable {
       ids.push(eventId);
       return this.#event(`events[${n}].`, eventId, data, options);
     });
-    const bytes = bodies.reduce((sum, body) => sum + body.length, 0);
+    const characters = bodies.reduce((sum, body) => sum + body.length, 0);
     const acks: Ack[] = [];
     let partly: readonly Ack[] = [];
     try {
-      await this.#client.turn(said, bytes, first, async () => {
+      await this.#client.turn(said, characters, first, async () => {
         let deadline = first;
         for (const batch of batches(bodies)) {
           const sent = await this.#client.send(said, deadline, {

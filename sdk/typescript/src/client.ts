@@ -59,9 +59,9 @@ export class Client {
   }
 
   /** Run `work` when its turn comes. Throws what `work` throws, `Aborted` or `SidecarUnavailable`. */
-  async turn<T>(said: string, bytes: number, deadline: Deadline, work: () => Promise<T>): Promise<T> {
+  async turn<T>(said: string, characters: number, deadline: Deadline, work: () => Promise<T>): Promise<T> {
     try {
-      return await this.#lane.run(said, bytes, deadline, work);
+      return await this.#lane.run(said, characters, deadline, work);
     } catch (error) {
       throw error === EXPIRED ? deadline.ended(said, "not_written") : error;
     }

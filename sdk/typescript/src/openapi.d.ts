@@ -162,8 +162,7 @@ export interface paths {
          * @description The agent's events, oldest first: the log and the database together, dead letters included.
          *
          *     A page ends early when its payloads are large, or, with `type`, when it has looked at many events; it may be empty and
-         *     still have `next`. An agent that never saved anything has none. While the database is behind, an event that was saved twice,
-         *     over half a minute apart, may stand on two pages; its `event_id` tells.
+         *     still have `next`. An agent that never saved anything has none.
          */
         get: operations["history_agents__agent_id__history_get"];
         put?: never;
@@ -991,7 +990,11 @@ export interface components {
              * @example 3
              */
             step_index: number;
-        };
+        } & ({
+            error?: null;
+        } | {
+            error: Record<string, never>;
+        });
         /**
          * StepError
          * @description The error of a step that was recorded as failed.
@@ -1170,7 +1173,7 @@ export interface operations {
             query?: never;
             header?: {
                 /** @description The token that `resume` gave. Without it the write is not fenced. */
-                "Skialith-Lease"?: string | null;
+                "Skialith-Lease"?: string;
             };
             path: {
                 agent_id: string;
@@ -1269,7 +1272,7 @@ export interface operations {
             query?: never;
             header?: {
                 /** @description The token that `resume` gave. Without it the write is not fenced. */
-                "Skialith-Lease"?: string | null;
+                "Skialith-Lease"?: string;
             };
             path: {
                 agent_id: string;
@@ -1368,9 +1371,9 @@ export interface operations {
             query?: never;
             header?: {
                 /** @description The token that `resume` gave. Without it the write is not fenced. */
-                "Skialith-Lease"?: string | null;
-                /** @description Any text that a retry of the same call repeats, and no other call: within half a minute it is written once. Without it a retry may write the checkpoint twice, which does no harm. */
-                "idempotency-key"?: string | null;
+                "Skialith-Lease"?: string;
+                /** @description Any text that a retry of the same call repeats, and no other call: within half a minute it is written once, unless the log's server was restarted meanwhile. Without it a retry may write the checkpoint twice, which does no harm. */
+                "idempotency-key"?: string;
             };
             path: {
                 agent_id: string;
@@ -1630,7 +1633,7 @@ export interface operations {
             query?: never;
             header?: {
                 /** @description The token that `resume` gave. Without it the write is not fenced. */
-                "Skialith-Lease"?: string | null;
+                "Skialith-Lease"?: string;
             };
             path: {
                 agent_id: string;
@@ -1730,9 +1733,9 @@ export interface operations {
                 /** @description Most entries of the page. */
                 limit?: number;
                 /** @description Only this type: the `kind` of the payload, `event` for one without. Compared exactly. */
-                type?: string | null;
+                type?: string;
                 /** @description A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry. */
-                after?: string | null;
+                after?: string;
             };
             header?: never;
             path: {
@@ -1910,15 +1913,15 @@ export interface operations {
                 /** @description Most entries of the page. */
                 limit?: number;
                 /** @description Only this agent's. */
-                agent_id?: string | null;
+                agent_id?: string;
                 /** @description Only this type: the `kind` of the payload, `event` for one without. Compared exactly. */
-                type?: string | null;
+                type?: string;
                 /** @description Only with `logged_at` at or behind this time. */
-                since?: string | null;
+                since?: string;
                 /** @description Only with `logged_at` before this time. */
-                until?: string | null;
+                until?: string;
                 /** @description A cursor: only what stands behind it. That is `next` of the page before, or the `cursor` of an entry. */
-                after?: string | null;
+                after?: string;
             };
             header?: never;
             path?: never;
@@ -1973,7 +1976,7 @@ export interface operations {
                 /** @description Most entries of the page. */
                 limit?: number;
                 /** @description `next` of the page before: only what stands behind it. */
-                after?: string | null;
+                after?: string;
             };
             header?: never;
             path?: never;

@@ -4,8 +4,8 @@ import { InvalidArgument, InvalidPayload } from "./errors.js";
 
 /** Longest id, in Unicode characters (code points). */
 const MAX_ID_CHARACTERS = 255;
-/** Deepest nesting of arrays and objects in a payload. */
-const MAX_DEPTH = 200;
+/** Deepest nesting of arrays and objects in a payload: with a batch around it, as deep as the sidecar reads JSON. */
+const MAX_DEPTH = 198;
 const LONE_SURROGATE = /\p{Surrogate}/u;
 const IDENTIFIER = /^[\p{ID_Start}_$][\p{ID_Continue}$]*$/u;
 

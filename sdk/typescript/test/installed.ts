@@ -1,7 +1,7 @@
 // The package as its users get it: packed, and installed from the tarball into an empty folder.
 
 import { execFile } from "node:child_process";
-import { mkdtempSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -29,6 +29,10 @@ export class Installed {
     writeFileSync(join(made.folder, "package.json"), JSON.stringify({ name: "user", private: true }));
     await run("npm", ["install", "--offline", "--no-audit", "--no-fund", `./${filename}`], { cwd: made.folder });
     return made;
+  }
+
+  remove(): void {
+    rmSync(this.folder, { recursive: true, force: true });
   }
 
   /** Write a program into the folder and run it with Node. */

@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { AgentFenced, SidecarUnavailable, SkialithAgent, Unauthorized } from "@skialith/agent-core";
+import { AgentFenced, InvalidPayload, SidecarUnavailable, SkialithAgent, Unauthorized } from "@skialith/agent-core";
 
 import { Installed, ran } from "./installed.js";
 import { PACKAGE, Sidecar, environment } from "./sidecar.js";
@@ -17,7 +17,10 @@ let installed: Installed;
 before(async () => {
   [sidecar, installed] = await Promise.all([Sidecar.start(), Installed.make()]);
 });
-after(() => sidecar.end());
+after(async () => {
+  installed.remove();
+  await sidecar.dispose();
+});
 
 /** A new object of an agent, as another process would have it. */
 function opened(agentId: string): SkialithAgent {
@@ -149,6 +152,16 @@ test("a large payload", async () => {
   assert.equal((await read(agent))[0]?.data, text);
 });
 
+test("a deep payload is carried by every verb, or refused here", async () => {
+  const agent = opened("deep");
+  const nested = (levels: number) => JSON.parse("[".repeat(levels) + "]".repeat(levels));
+  await agent.saveEvents([["e", nested(198)]]);
+  await agent.checkpoint(1, nested(198));
+  assert.deepEqual(await agent.step("deep", () => nested(198)), nested(198));
+  assert.deepEqual((await read(agent))[0]?.data, nested(198));
+  await assert.rejects(agent.saveEvent("f", nested(199)), InvalidPayload);
+});
+
 test("ids of any text", async () => {
   for (const id of ["a/b", "100%?#&+ ", "é日🙂", "../x", "%2F", "'\"\\\n"]) {
     const agent = opened(`agent ${id}`);
@@ -219,6 +232,6 @@ test("a killed sidecar that comes back: calls wait for it, and the lease is stil
     await other.close();
     await agent.close();
   } finally {
-    await own.end();
+    await own.dispose();
   }
 });

@@ -60,8 +60,9 @@ test("what is saved is what it was at the call", async () => {
 
 test("a call whose turn does not come in time is not sent, and those behind it keep their order", async () => {
   let release: () => void = () => undefined;
+  const released = new Promise<void>((resolve) => (release = resolve));
   server.reply = async (asked) => {
-    if (asked.body.event_id === "slow") await new Promise<void>((resolve) => (release = resolve));
+    if (asked.body.event_id === "slow") await released;
     return ACK;
   };
   const controller = new AbortController();
@@ -116,6 +117,15 @@ test("a batch is cut by bytes", async () => {
   const text = "é".repeat(700_000); // 1.4 MB
   await agent.saveEvents(["a", "b", "c", "d", "e"].map((id) => [id, id === "d" ? text.repeat(4) : text] as const));
   assert.deepEqual(server.asked.map((one) => one.body.events.map((event: any) => event.event_id).join("")), ["ab", "c", "d", "e"]);
+});
+
+test("each request of a batch has the whole timeout", async () => {
+  server.reply = async (asked) => {
+    await new Promise((resolve) => setTimeout(resolve, 400));
+    return acknowledged(asked);
+  };
+  const acks = await agent.saveEvents(Array.from({ length: 2001 }, (_, n) => [`e${n}`, n] as const), { timeout: 1000 });
+  assert.equal(acks.length, 2001);
 });
 
 test("no events are no request", async () => {

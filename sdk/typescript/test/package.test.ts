@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { execFileSync, spawnSync } from "node:child_process";
 import { readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { before, test } from "node:test";
+import { after, before, test } from "node:test";
 
 import { Installed } from "./installed.js";
 import { PACKAGE } from "./sidecar.js";
@@ -34,6 +34,7 @@ let installed: Installed;
 before(async () => {
   installed = await Installed.make();
 });
+after(() => installed.remove());
 
 test("npm pack holds the builds, their types, README and LICENSE, and nothing else", () => {
   const stdout = execFileSync("npm", ["pack", "--dry-run", "--ignore-scripts", "--json"], { cwd: PACKAGE, encoding: "utf8" });

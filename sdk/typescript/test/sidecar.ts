@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, openSync, closeSync } from "node:fs";
+import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -66,6 +66,26 @@ export class Sidecar {
     const ended = once(child, "exit");
     child.kill(signal);
     await ended;
+  }
+
+  /** End the process, wait until its embedded server is gone too, and remove the directory. */
+  async dispose(): Promise<void> {
+    await this.end();
+    const end = performance.now() + START_MS;
+    while (this.#serverIsThere() && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 50));
+    rmSync(this.directory, { recursive: true, force: true, maxRetries: 5 });
+  }
+
+  /** Whether a nats-server works in the directory, as /proc tells where there is one. */
+  #serverIsThere(): boolean {
+    const processes = existsSync("/proc/self/cmdline") ? readdirSync("/proc").filter((name) => /^\d+$/.test(name)) : [];
+    return processes.some((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes(this.directory);
+      } catch {
+        return false; // it has ended
+      }
+    });
   }
 
   async #ready(): Promise<boolean> {
