@@ -134,7 +134,7 @@ class Engine:
         if isinstance(name, Owner):
             if has_gone():
                 raise _gone(name.agent_id)
-            if self.runtime.wal.log.owning.held(name) is not lease:
+            if lease is None or self.runtime.wal.log.owning.held(name) is not lease:
                 raise LeaseMoved(f"agent {name.agent_id!r}: its lease was adopted anew meanwhile; nothing was sent")
 
     # ---- owning and reading

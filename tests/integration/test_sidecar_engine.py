@@ -102,3 +102,39 @@ def test_leases_are_those_of_the_owners_when_it_ends(settings: dict[str, Any], o
     other.wait(handed(other, owner, [checkpoint(other, "a", 2)]))
     wait_until(lambda: other.last_checkpoint("a", soon()) is not None, 10, "the checkpoint is there")
     assert last_step(other) == 2
+
+
+def test_what_found_its_lease_gone_waits_behind_no_later_adoption(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later request of the owner has the lease adopted again; what was given up before that one was sent is not written."""
+
+    async def main() -> None:
+        async with opened(settings) as engine:
+            log, gone = engine.runtime.wal.log, False
+            owner = await engine.claim("a", "me", no)
+            lane = log.lanes[owner]
+            assert lane.turn.try_take()  # as while an earlier record waits for its PubAck
+            lane.lease = None  # as when that one learned that the owner wrote elsewhere
+            adopting = asyncio.create_task(engine.runtime.wal.ask(lambda: log.owning.adopt(owner, soon()), soon()))
+            await until(lambda: lane.holders == 1, 10, "a later request waits for the turn to adopt")
+            held, looks = engine._held, 0
+
+            async def over_already(name: Owner, deadline: float) -> Any:
+                nonlocal looks
+                looks += 1
+                return None if looks == 1 else await held(name, deadline)
+
+            monkeypatch.setattr(engine, "_held", over_already)
+            older = asyncio.create_task(
+                engine.append(owner, made(1, settings["namespace"]), lambda: gone, "checkpoint")
+            )
+            await until(lambda: looks == 2 or len(lane.queue) == 1, 10, "it waits")
+            gone = True
+            lane.turn.give()
+            await adopting
+            with pytest.raises(Gone):
+                await older
+            assert (await engine.newest_checkpoint("a"))[0] is None
+
+    run("asyncio", main())
