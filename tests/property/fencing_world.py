@@ -140,7 +140,9 @@ class Explorer:
         self.processes.remove(process)
         self.sent += process.proxy.sent
         self._settle_all(process)
+        self._end(process)
 
+    def _end(self, process: Process) -> None:
         def close() -> None:
             process.wal.close()
             process.proxy.stop()
@@ -155,6 +157,7 @@ class Explorer:
     # ---- owning
 
     def _claiming(self, process: Process, holder: Holder, claim: Callable[[float], None]) -> bool:
+        """Whether it returned; until then nobody owns the agent without doubt."""
         history = self.history
         history.doubt(holder.agent)
         began = self.outside.last_seq()
@@ -174,16 +177,17 @@ class Explorer:
         if self._claiming(process, holder, lambda deadline: process.wal.claim(agent, deadline)):
             process.own.add(agent)
 
-    def _claim_for(self, dice: random.Random, wal: Wal | None = None) -> Holder | None:
+    def _claim_for(self, dice: random.Random) -> None:
         process, agent = self._pick(dice), dice.choice(AGENTS)
         holder = Holder(f"owner {len(self.owners) + 1}", agent, process.number)
+        owning = process.wal.log.owning
 
         def claim(deadline: float) -> None:
-            claiming = wal or process.wal
-            claimed = claiming.log.owning.claim_for(agent, holder.name, deadline)
-            self.owners[holder] = process.wal.call(lambda: claimed, deadline - time.monotonic())
+            self.owners[holder] = process.wal.call(
+                lambda: owning.claim_for(agent, holder.name, deadline), deadline - time.monotonic()
+            )
 
-        return holder if self._claiming(process, holder, claim) else None
+        self._claiming(process, holder, claim)
 
     def _adopt(self, dice: random.Random) -> None:
         process = self._pick(dice)
@@ -286,7 +290,7 @@ class Explorer:
             if not holder.over or dice.random() < 0.2
         ]
         rightful = [pair for pair in pairs if self.history.rightful.get(pair[1].agent) is pair[1]]
-        among = rightful if rightful and dice.random() < 0.6 else pairs
+        among = rightful if rightful and dice.random() < 0.75 else pairs
         return dice.choice(among) if among else None
 
     def _write(self, dice: random.Random) -> None:
@@ -297,7 +301,7 @@ class Explorer:
         """As many as are handed over at once, and nobody waits for them yet."""
         if (chosen := self._writer(dice)) is not None:
             process, holder = chosen
-            self._hand_over(process, holder, soon(1.0), dice, dice.randrange(1, 30))
+            self._hand_over(process, holder, soon(1.0), dice, dice.randrange(1, 12))
 
     def _settle(self, dice: random.Random) -> None:
         self._settle_all(self._pick(dice))
@@ -481,10 +485,9 @@ class Explorer:
     def _close(self) -> None:
         self.outside.close()
         for process in self.processes:
-            process.proxy.stop()
-            thread = threading.Thread(target=process.wal.close, name=f"closing-{process.number}")
-            thread.start()
-            self.closing.append(thread)
+            process.proxy.stall(False)
+            process.proxy.release()
+            self._end(process)
         for thread in self.closing:
             thread.join()
 
