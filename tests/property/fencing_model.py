@@ -88,6 +88,8 @@ class History:
         """Raises ``Violation``. ``stored``: all records of one agent, by sequence."""
         records = list(stored)
         writes = {write.message_id: write for write in self.writes if write.holder.agent == agent}
+        if strange := [record for record in records if record.message_id not in writes]:
+            raise Violation(f"stored, but under no id that was handed over: {strange}")
         copies = Counter(record.message_id for record in records)
         if twice := [writes[each] for each, count in copies.items() if count > 1]:
             raise Violation(f"stored more than once: {twice}")

@@ -1,4 +1,4 @@
-"""Steps at random on owners of a few agents in a few processes, against a real nats-server, and the judgement of what came of them."""
+"""Random steps of the owners of a few agents in a few processes on a real nats-server, and what they must come to."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ AGENTS = ("one", "two")
 PROCESSES = 3
 PATIENCE_SECONDS = 20.0
 """How long a call may take that nothing stands in the way of."""
-FAULTY_SECONDS = 0.15
+FAULTY_SECONDS = 0.1
 """How long it may take while its process is cut off, and then gives up."""
+HANDED_SECONDS = 0.5
+"""How long what is handed over without waiting may take, fault or not."""
 SURE_SECONDS = 20.0
 """How long after it was sent a copy is refused by its id alone, if not by its fence: the duplicate window, less a margin."""
 BRIEF_SECONDS = 1
@@ -43,6 +45,7 @@ WEIGHTS = {
     "disown": 3,
     "expire": 3,
     "age": 0.2,
+    "give_up": 8,
     "cut_off": 5,
     "lose_answers": 5,
     "cut_answer": 6,
@@ -158,7 +161,8 @@ class Explorer:
 
     def _claiming(self, process: Process, holder: Holder, claim: Callable[[float], None]) -> bool:
         """Whether it returned; until then nobody owns the agent without doubt."""
-        history = self.history
+        history, before = self.history, self._lease(holder.agent)
+        doubtful = history.rightful.get(holder.agent) is not holder
         history.doubt(holder.agent)
         began = self.outside.last_seq()
         try:
@@ -168,6 +172,8 @@ class Explorer:
                 raise Violation(f"a claim without a fault failed: {error!r}") from error
             return False
         history.claimed(Claim(holder, began, self.outside.last_seq()))
+        if doubtful and before == self._lease(holder.agent):
+            history.doubt(holder.agent)  # it was there all the time, and a claim that is under way may still follow it
         return True
 
     def _claim(self, dice: random.Random) -> None:
@@ -189,9 +195,8 @@ class Explorer:
 
         self._claiming(process, holder, claim)
 
-    def _adopt(self, dice: random.Random) -> None:
-        process = self._pick(dice)
-        holder = self._some_owner(dice)
+    def _adopt(self, dice: random.Random, process: Process | None = None, holder: Holder | None = None) -> None:
+        process, holder = process or self._pick(dice), holder or self._some_owner(dice)
         if holder is None:
             return
         owner, owning = self.owners[holder], process.wal.log.owning
@@ -252,7 +257,7 @@ class Explorer:
         lease = self._lease(agent)
         if lease is not None:
             self.outside.remove(lease.seq)
-        self._nobody(agent)
+        self._nobody(agent, dice)
 
     def _age(self, dice: random.Random) -> None:
         """A lease whose time is over on the server's clock."""
@@ -268,15 +273,25 @@ class Explorer:
             owner = brief.call(lambda: brief.log.owning.claim_for(agent, holder.name, deadline), PATIENCE_SECONDS)
             self.history.claimed(Claim(holder, began, self.outside.last_seq()))
             self.owners[holder] = owner
-            wait_until(lambda: self._lease(agent) is None, PATIENCE_SECONDS, "the lease is removed by its age")
-            self._nobody(agent)
-            self._write_for(process, holder, soon(PATIENCE_SECONDS), dice)
+            wait_until(lambda: not self._stands(owner), PATIENCE_SECONDS, "the lease is removed by its age")
+            self._nobody(agent, dice)
+            self._write_for(process, holder, self._deadline(process), dice)
         finally:
             brief.close()
 
-    def _nobody(self, agent: str) -> None:
-        for holder in {claim.holder for claim in self.history.claims if claim.holder.agent == agent}:
+    def _stands(self, owner: Owner) -> bool:
+        lease = self._lease(owner.agent_id)
+        return lease is not None and lease.body.get("token") == owner.token
+
+    def _nobody(self, agent: str, dice: random.Random) -> None:
+        """No one owns the agent; those who did last try to write."""
+        holders = list(dict.fromkeys(claim.holder for claim in self.history.claims if claim.holder.agent == agent))
+        for holder in holders:
             self.history.ended(holder)
+        for process in self.processes:
+            for holder in holders[-3:]:
+                if holder.writer == process.number and (holder in self.owners or agent in process.own):
+                    self._write_for(process, holder, self._deadline(process), dice)
 
     # ---- writing
 
@@ -301,7 +316,7 @@ class Explorer:
         """As many as are handed over at once, and nobody waits for them yet."""
         if (chosen := self._writer(dice)) is not None:
             process, holder = chosen
-            self._hand_over(process, holder, soon(1.0), dice, dice.randrange(1, 12))
+            self._hand_over(process, holder, soon(HANDED_SECONDS), dice, dice.randrange(1, 12))
 
     def _settle(self, dice: random.Random) -> None:
         self._settle_all(self._pick(dice))
@@ -334,9 +349,7 @@ class Explorer:
         else:
             self._acked(process, write, ack.seq)
 
-    def _hand_over(
-        self, process: Process, holder: Holder, deadline: float, dice: random.Random, count: int
-    ) -> None:
+    def _hand_over(self, process: Process, holder: Holder, deadline: float, dice: random.Random, count: int) -> None:
         records = self._records(process, holder.agent, dice, count)
         writes = self._noted(holder, records)
         for record, write in zip(records, writes, strict=True):
@@ -389,9 +402,24 @@ class Explorer:
 
     # ---- faults
 
-    def _cut_off(self, dice: random.Random) -> None:
+    def _give_up(self, dice: random.Random) -> None:
+        """A record that never arrived is given up, its owner goes on, here or elsewhere, and then it arrives."""
+        if (chosen := self._writer(dice)) is None or chosen[0].faulty:
+            return
+        process, holder = chosen
+        self._cut_off(dice, process)
+        self._write_for(process, holder, soon(FAULTY_SECONDS), dice)
+        process.proxy.cut()
+        self._heal_one(process, dice)
+        if holder in self.owners and dice.random() < 0.7:
+            process = self._pick(dice)
+            self._adopt(dice, process, holder)
+        self._write_for(process, holder, self._deadline(process), dice)
+        self._replay(dice)
+
+    def _cut_off(self, dice: random.Random, process: Process | None = None) -> None:
         """What it sends waits on the way, until it is healed."""
-        process = self._pick(dice)
+        process = process or self._pick(dice)
         process.faulty = True
         process.proxy.stall(direction="up")
 
@@ -433,19 +461,21 @@ class Explorer:
     # ---- late copies
 
     def _replay(self, dice: random.Random) -> None:
-        """A late copy of a record, fenced as it was."""
+        """A late copy of a record, fenced as it was: rather of one that was given up, and whose fence may still fit."""
         frames = [sent for sent in self._frames() if sent.expected is not None and ".lease." not in sent.subject]
-        if not frames:
-            return
-        sent = dice.choice(frames[-40:] if dice.random() < 0.5 else frames)
-        agent = sent.subject.rpartition(".")[2]
-        lease = self._lease(agent)
-        # Under a lease that did not change, a copy of what was given up is one that is not late.
-        if time.monotonic() - sent.at < SURE_SECONDS or lease is None or lease.seq != sent.expected:
-            self._repeat(sent)
+        unknown = {write.message_id for write in self.history.writes if write.outcome == "unknown"}
+        leases = {agent: self._lease(agent) for agent in AGENTS}
+        current = {lease.seq for lease in leases.values() if lease is not None}
+        lost = [sent for sent in frames if sent.message_id in unknown]
+        fits = [sent for sent in lost if sent.expected in current]
+        among = fits or (lost if lost and dice.random() < 0.5 else frames)
+        # What was acknowledged is refused by its id as long as its lease stays the same, for as long as ids are kept.
+        among = [s for s in among if s.expected not in current or time.monotonic() - s.at < SURE_SECONDS]
+        if among:
+            self._repeat(dice.choice(among))
 
     def _replay_lease(self, dice: random.Random) -> None:
-        """A late copy of a claim, a renewal or an adoption."""
+        """A late copy of a claim, a renewal or an adoption, or of what was sent before it."""
         frames = [sent for sent in self._frames() if ".lease." in sent.subject]
         if not frames:
             return
@@ -454,12 +484,10 @@ class Explorer:
         before = self._lease(agent)
         self._repeat(sent)
         after = self._lease(agent)
-        if after is None or before == after:
+        if after is None or after == before or after.message_id != sent.message_id:
             return
         if before is None and after.body.get("token"):
             raise Violation(f"a claim that is long over won: {after}")
-        if before is not None and before.seq != sent.expected:
-            raise Violation(f"{after} took the place of {before}, but expected {sent.expected}")
         if before is not None:
             self.history.doubt(agent)  # the copy is as good as a claim that was under way until now
 
