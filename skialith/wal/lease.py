@@ -23,6 +23,7 @@ from .transport import Connection, Disconnected, NoReply
 WRONG_LAST_SEQUENCE = 10071
 _TRANSIENT = (10164, 10158, 10176, 10008, 10023)
 _ATTEMPT_SECONDS = 2.0
+_VACANT = b'{"token": "", "host": "", "pid": 0}'
 
 
 class LeaseMoved(WalUnavailable):
@@ -54,7 +55,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What stands on a lease subject."""
+    """What stands on a lease subject; nobody's, if neither token nor owner."""
 
     seq: int
     token: str
@@ -117,26 +118,23 @@ class Leases:
     ) -> None:
         """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success.
 
+        Where nothing stands, nobody's lease goes first: a claim that expects nothing would match again whenever the subject is
+        empty, so a late copy of it would bring back an owner that others have followed. A sequence does not come again.
+
         ``check`` raises if the lease must not be taken from who holds it.
         """
         pauses = backoff()
-        record = json.dumps(
-            {
-                "token": lease.token,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "agent": lease.agent_id,
-                "by": lease.by,
-                "owner": lease.owner,
-            }
-        ).encode()
         while True:
             server_id = self._connection.server_id
+            record = _record(lease) if expected else _VACANT
             try:
                 answer = await self._publish(lease.subject, expected, record, deadline)
             except (Disconnected, NoReply, NoResponders):
                 answer = None
             if answer is not None and answer[3] == 0 and answer[4] == 0:
+                if not expected:
+                    expected = answer[0]
+                    continue
                 self._hold(lease, answer[0], server_id)
                 return
             if answer is not None and answer[3] not in (
@@ -202,7 +200,8 @@ class Leases:
         try:
             body = json.loads(base64.b64decode(message.get("data", "")))
             token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
-            return Holder(message["seq"], token, str(body.get("owner") or process), str(body.get("by", "")))
+            owner = str(body.get("owner") or process) if token else ""
+            return Holder(message["seq"], token, owner, str(body.get("by", "")))
         except (ValueError, KeyError, TypeError):
             return Holder(message["seq"], "", "an unreadable lease record")
 
@@ -221,7 +220,7 @@ class Leases:
 
     @staticmethod
     def _fenced(lease: Lease, holder: Holder | None) -> AgentFenced:
-        if holder is None:
+        if holder is None or not holder.owner:
             text, owner = (
                 f"the lease of agent {lease.agent_id!r} expired: call resume() again",
                 "",
@@ -267,6 +266,19 @@ class Leases:
         if holder is not None and holder.token == token:
             body = {"filter": subject, "seq": holder.seq + 1}
             await self._stream.api.call(f"STREAM.PURGE.{self._stream.name}", body, deadline=deadline)
+
+
+def _record(lease: Lease) -> bytes:
+    return json.dumps(
+        {
+            "token": lease.token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "agent": lease.agent_id,
+            "by": lease.by,
+            "owner": lease.owner,
+        }
+    ).encode()
 
 
 def _is_mine(lease: Lease, holder: Holder) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from skialith.errors import AgentFenced
 from tests.fixtures.nats import NatsServer, wait_until
+from tests.fixtures.outside_nats import OutsideClient, TappedProxy
 from tests.fixtures.wal import OpenWal, append, checkpoint, event, new_namespace, soon
 
 
@@ -157,3 +158,26 @@ def test_giving_up_a_lease_that_a_power_loss_took_does_not_end_the_next_owners(
     wait_until(lambda: old.connection.is_open, 20, "the old owner connected again")
     old.release("a")
     append(new, event(new, "a", "mine"))
+
+
+def test_a_late_copy_of_a_claim_does_not_bring_a_fenced_owner_back(nats_server: NatsServer, open_wal: OpenWal) -> None:
+    """An attempt that stayed on the way while the next one claimed comes when other owners have come and gone."""
+    with (
+        TappedProxy("127.0.0.1", nats_server.port, 1, "skialith.default.lease.") as proxy,
+        OutsideClient(nats_server.url, "SKIALITH_default") as outside,
+    ):
+        zombie, owner = open_wal(f"nats://127.0.0.1:{proxy.port}"), open_wal(nats_server.url)
+        zombie.claim("a", soon())
+        append(zombie, checkpoint(zombie, "a", 1))
+        owner.claim("a", soon())
+        append(owner, checkpoint(owner, "a", 2))
+        owner.release("a")
+        for sent in proxy.sent:
+            outside.replay(sent.of_another_attempt())
+        with pytest.raises(AgentFenced, match="expired"):
+            append(zombie, checkpoint(zombie, "a", 3))
+        found = owner.last_checkpoint("a", soon())
+        assert found is not None
+        assert found.step_index == 2
+        owner.claim("a", soon())
+        append(owner, checkpoint(owner, "a", 4))
