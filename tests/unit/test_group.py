@@ -53,6 +53,21 @@ def test_a_majority_is_needed() -> None:
     assert not of(peer("n2"), wanted=5).writable
 
 
+def test_a_new_leader_has_not_heard_of_everybody_yet() -> None:
+    """As for a moment after every election: no majority was lost by it."""
+    cluster = {
+        "leader": "n1",
+        "leader_since": "2026-01-01T00:00:01.5Z",
+        "replicas": [peer("n2", active=0), peer("n3", active=0)],
+    }
+    soon = group({"cluster": cluster, "ts": "2026-01-01T00:00:02.25Z"}, 3)
+    later = group({"cluster": cluster, "ts": "2026-01-01T00:00:05.5Z"}, 3)
+    assert soon is not None and later is not None
+    assert [each.state for each in soon.peers] == ["unknown"] * 2 and soon.writable and not soon.whole
+    assert [each.state for each in later.peers] == ["silent"] * 2 and not later.writable
+    assert _replicas("replicas", soon).level == "warn" and _replicas("replicas", later).level == "fail"
+
+
 def test_without_a_leader_nothing_is_known_of_the_peers() -> None:
     found = of(peer("n1"), peer("n2", active=0), peer("n3", current=False), leader="")
     assert found.leader is None and not found.writable and not found.whole
