@@ -103,6 +103,7 @@ class Explorer:
         self.waiting: list[tuple[Process, Ticket, list[Write]]] = []
         self.done = 0
         self.replayed = 0
+        self.restarted = time.monotonic()
         self._made = 0
         for _ in range(PROCESSES):
             self._open()
@@ -457,6 +458,8 @@ class Explorer:
         if dice.random() < 0.5:
             self._settle_all(None)
         self.server.restart()
+        self.restarted = time.monotonic()
+        self.history.restarts.append(self.outside.last_seq())
 
     # ---- late copies
 
@@ -469,8 +472,11 @@ class Explorer:
         lost = [sent for sent in frames if sent.message_id in unknown]
         fits = [sent for sent in lost if sent.expected in current]
         among = fits or (lost if lost and dice.random() < 0.5 else frames)
-        # What was acknowledged is refused by its id as long as its lease stays the same, for as long as ids are kept.
-        among = [s for s in among if s.expected not in current or time.monotonic() - s.at < SURE_SECONDS]
+        # Under the same lease, a copy of what was acknowledged is refused by its id alone, for as long as the server keeps it.
+        since = max(self.restarted, time.monotonic() - SURE_SECONDS)
+        among = [
+            sent for sent in among if sent.expected not in current or sent.message_id in unknown or sent.at > since
+        ]
         if among:
             self._repeat(dice.choice(among))
 

@@ -95,7 +95,7 @@ def any_lease_is_mine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leases, "_check", broken)
 
 
-def another_lease_is_never_mine(patch: pytest.MonkeyPatch) -> None:
+def a_newer_lease_is_never_mine(patch: pytest.MonkeyPatch) -> None:
     """A refusal alone is taken as the loss of the lease."""
     check = Leases._check
 
@@ -171,8 +171,8 @@ def another_id_at_every_attempt(patch: pytest.MonkeyPatch) -> None:
 CANARIES: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     without_rollup: "interleaved|late copy|was adopted",
     without_fence: "interleaved|late copy|without a claim",
-    any_lease_is_mine: "interleaved|late copy",
-    another_lease_is_never_mine: "rightful",
+    any_lease_is_mine: "interleaved|late copy|rightful|was adopted",
+    a_newer_lease_is_never_mine: "rightful",
     without_renewal: "late copy",
     claim_of_nothing: "long over won",
     adoption_that_only_reads: "late copy|not written, but|interleaved",
