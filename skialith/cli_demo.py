@@ -27,7 +27,7 @@ from .demo_agent import MID_CALL, PLAN, UNCHECKPOINTED, Orders
 from .demo_evidence import Evidence, Plan, Rows, Verdict, judge, read_calls, read_rows
 from .errors import SkialithError
 from .runtime import acquire
-from .wal.client import WalStatus
+from .wal.status import WalStatus
 
 _SAMPLES = 1000
 _STEPS_BETWEEN_KILLS = 3

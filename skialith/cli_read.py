@@ -19,8 +19,8 @@ from .errors import SkialithError, StoreError
 from .records import Event, iso
 from .runtime import Runtime
 from .stores.base import AgentSummary
-from .wal.client import ConsumerLag, WalStatus
 from .wal.group import Group
+from .wal.status import ConsumerLag, WalStatus
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
 AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="The agent's id.", show_default=False)]

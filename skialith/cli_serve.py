@@ -22,7 +22,7 @@ from .cli_show import console, facts, plural, printable, say, size, span
 from .config import Config, load, redact
 from .errors import ConfigurationError, WalError
 from .runtime import Runtime, acquire
-from .wal.client import WalStatus
+from .wal.status import WalStatus
 
 log = logging.getLogger("skialith.cli")
 

@@ -19,9 +19,10 @@ from .errors import SkialithError, WalError, WalUnavailable
 from .stores import open_store
 from .stores.base import Store
 from .wal.api import time_ns
-from .wal.client import Wal, WalStatus
+from .wal.client import Wal
 from .wal.group import Group
 from .wal.local import LocalServer, find_binary, inspect
+from .wal.status import WalStatus
 
 Level = Literal["ok", "warn", "fail"]
 

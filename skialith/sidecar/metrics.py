@@ -21,7 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ..errors import BatchFailed
-from ..wal.client import WalStatus
+from ..wal.status import WalStatus
 from ..wal.stream import WRITER
 from ..writer.drain import DrainStatus
 from .config import STATUS_FRESH_SECONDS, metrics_folder

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from .. import awaiting
 from ..cli_show import size, span
 from ..errors import SkialithError
-from ..wal.client import WalStatus
+from ..wal.status import WalStatus
 from ..writer.drain import DrainStatus
 from . import metrics
 from .config import STATUS_FRESH_SECONDS, STATUS_SECONDS

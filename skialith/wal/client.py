@@ -8,29 +8,14 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..config import (
-    API_TIMEOUT_SECONDS,
-    CLOSE_SECONDS,
-    TRIM_SECONDS,
-    WRITER_STANDS_SECONDS,
-    Config,
-)
-from ..errors import (
-    AgentFenced,
-    ConfigurationError,
-    FlushTimeout,
-    SkialithError,
-    WalError,
-    WalUnavailable,
-)
+from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
+from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
-from .group import Group, group
 from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
@@ -38,7 +23,8 @@ from .loop import LoopThread
 from .power import check_syncing
 from .read import Reader
 from .source import ConsumerSource
-from .stream import TRACE_INGEST, WRITER, Stream
+from .status import WalStatus, current_status
+from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
 
 log = logging.getLogger("skialith.wal")
@@ -48,40 +34,6 @@ _GRACE_SECONDS = 5.0
 _RELEASE_SECONDS = 2.0
 _FLUSH_FIRST_SECONDS = 0.005
 _FLUSH_LONGEST_SECONDS = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerLag:
-    """How far a consumer is behind. ``oldest_seconds``: age of the oldest record it has not acknowledged, 0 if none.
-
-    ``pulls``: open pull requests; 0 means that no writer is asking for records now. ``group``: as in :class:`WalStatus`.
-    """
-
-    name: str
-    records: int
-    in_flight: int
-    oldest_seconds: float
-    pulls: int
-    group: Group | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class WalStatus:
-    """The log as ``skialith status`` shows it. ``group``: who keeps the stream's replicas; None if there is only one."""
-
-    stream: str
-    wal_id: str
-    server: str
-    server_version: str
-    replicas: int
-    messages: int
-    bytes: int
-    max_bytes: int
-    last_seq: int
-    traces: bool
-    dead_letters: int
-    consumers: tuple[ConsumerLag, ...]
-    group: Group | None = None
 
 
 class Wal:
@@ -358,39 +310,7 @@ class Wal:
 
     async def current_status(self, deadline: float) -> WalStatus:
         """As :meth:`status`; on the loop thread."""
-        info = await self.stream.info(deadline)
-        state, config = info["state"], info["config"]
-        names = (WRITER, TRACE_INGEST) if self.stream.traces else (WRITER,)
-        lags = [await self._lag(name, deadline) for name in names]
-        server = self.connection.info
-        return WalStatus(
-            stream=self.stream.name,
-            wal_id=self.stream.wal_id,
-            server=str(server.get("server_name", "")),
-            server_version=str(server.get("version", "")),
-            replicas=config["num_replicas"],
-            messages=state["messages"],
-            bytes=state["bytes"],
-            max_bytes=config["max_bytes"],
-            last_seq=state["last_seq"],
-            traces=self.stream.traces,
-            dead_letters=await self.dead.count(deadline),
-            consumers=tuple(lags),
-            group=self.stream.group,
-        )
-
-    async def _lag(self, name: str, deadline: float) -> ConsumerLag:
-        info = await self.stream.consumer_info(name, deadline)
-        oldest = await self.stream.oldest_pending(name, deadline)
-        pulls = info.get("num_waiting", 0)
-        replicas = group(info, info["config"].get("num_replicas") or self.stream.replicas)
-        if oldest is None:
-            # The counts of a consumer can stand still after a server was killed; what the stream holds cannot.
-            return ConsumerLag(name, 0, 0, 0.0, pulls, replicas)
-        records = max(1, info["num_pending"] + info["num_ack_pending"])
-        return ConsumerLag(
-            name, records, info["num_ack_pending"], max(0.0, time.time() - oldest / 1e9), pulls, replicas
-        )
+        return await current_status(self.stream, self.dead, self.connection.info, deadline)
 
     # ---- life
 

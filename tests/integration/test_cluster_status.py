@@ -13,7 +13,8 @@ import pytest
 from skialith import SkialithAgent
 from skialith.config import load
 from skialith.sidecar.metrics import Look, exposition
-from skialith.wal.client import Wal, WalStatus
+from skialith.wal.client import Wal
+from skialith.wal.status import WalStatus
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.command import Said, skialith
 from tests.fixtures.nats import NatsServer, wait_until

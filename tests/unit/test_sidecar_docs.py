@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skialith.sidecar import metrics
 from skialith.sidecar.config import SidecarConfig
-from skialith.wal.client import ConsumerLag, WalStatus
+from skialith.wal.status import ConsumerLag, WalStatus
 
 PAGE = (Path(__file__).parents[2] / "docs" / "SIDECAR.md").read_text(encoding="utf-8")
 
