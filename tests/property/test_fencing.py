@@ -95,16 +95,6 @@ def any_lease_is_mine(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Leases, "_check", broken)
 
 
-def a_newer_lease_is_never_mine(patch: pytest.MonkeyPatch) -> None:
-    """A refusal alone is taken as the loss of the lease."""
-    check = Leases._check
-
-    def broken(self: Leases, lease: Lease, holder: Holder | None) -> None:
-        check(self, lease, holder if holder is not None and holder.seq == lease.seq else None)
-
-    patch.setattr(Leases, "_check", broken)
-
-
 def without_renewal(patch: pytest.MonkeyPatch) -> None:
     """After a record of unknown fate the next one is written under the same lease."""
     ensure = Leases.ensure
@@ -172,7 +162,6 @@ CANARIES: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     without_rollup: "interleaved|late copy|was adopted",
     without_fence: "interleaved|late copy|without a claim",
     any_lease_is_mine: "interleaved|late copy|rightful|was adopted",
-    a_newer_lease_is_never_mine: "rightful",
     without_renewal: "late copy",
     claim_of_nothing: "long over won",
     adoption_that_only_reads: "late copy|not written, but|interleaved",
