@@ -304,6 +304,8 @@ class Delivery:
             self._stream.tally.note(max(seqs), sum(entry.size for entry in group))
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
+        if entry.unknown and lane.lease is not None:
+            lane.lease.suspect = True  # an earlier copy of it may still arrive, when its id is forgotten
         self._leave(lane, entry)
         if not entry.ticket.failed:
             entry.ticket.acknowledge(ack)

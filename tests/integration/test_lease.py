@@ -181,3 +181,25 @@ def test_a_late_copy_of_a_claim_does_not_bring_a_fenced_owner_back(nats_server: 
         assert found.step_index == 2
         owner.claim("a", soon())
         append(owner, checkpoint(owner, "a", 4))
+
+
+def test_a_late_copy_of_an_attempt_whose_answer_was_lost_does_not_become_current(
+    nats_server: NatsServer, open_wal: OpenWal
+) -> None:
+    """The next attempt was acknowledged; the copy comes when its id is forgotten."""
+    with (
+        TappedProxy("127.0.0.1", nats_server.port, 1, "skialith.default.log.") as proxy,
+        OutsideClient(nats_server.url, "SKIALITH_default") as outside,
+    ):
+        wal = open_wal(f"nats://127.0.0.1:{proxy.port}")
+        wal.claim("a", soon())
+        append(wal, checkpoint(wal, "a", 1))
+        proxy.lose(1)
+        append(wal, checkpoint(wal, "a", 2), seconds=20)
+        append(wal, checkpoint(wal, "a", 3))
+        assert len(proxy.sent) >= 4
+        for sent in list(proxy.sent)[:-1]:
+            outside.replay(sent.of_another_attempt())
+        found = wal.last_checkpoint("a", soon())
+        assert found is not None
+        assert found.step_index == 3
