@@ -4,7 +4,7 @@
 PYTHON ?= python3
 SKIALITH_CHAOS_ROUNDS ?= 20
 # The tests wait more than they compute, and each process has servers of its own.
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 
 export PYTHON
 BIN := .venv/bin
