@@ -254,7 +254,7 @@ def test_a_body_that_does_not_arrive_is_given_up(plain: Sidecar, declared: str) 
         raw.send(*POST, declared)
         document = refused(raw.read(), 408, "body-timeout")
         assert document["retryable"]
-        assert time.monotonic() - began >= 0.95 * SECONDS  # a loop takes its time from when it woke up
+        assert time.monotonic() - began >= SECONDS
 
 
 def test_trickling_does_not_buy_time(plain: Sidecar) -> None:
