@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import itertools
 import json
@@ -219,7 +220,8 @@ def on_term() -> threading.Event:
     stopping = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
+        # The main thread may be interrupted while it holds the event's own lock, which it cannot take twice.
+        _thread.start_new_thread(stopping.set, ())
 
     signal.signal(signal.SIGTERM, stop)
     return stopping

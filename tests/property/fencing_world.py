@@ -255,8 +255,7 @@ class Explorer:
         """The lease is removed behind everybody's back, as when its time is over."""
         agent = dice.choice(AGENTS)
         self._settle_all(None)
-        lease = self._lease(agent)
-        if lease is not None:
+        while (lease := self._lease(agent)) is not None:  # another one, if a renewal came between
             self.outside.remove(lease.seq)
         self._nobody(agent, dice)
 
