@@ -27,9 +27,14 @@ class Verdict:
     dead_letters: int = 0
     duplicates: int = 0
     lost: int = 0
+    disordered: int = 0
+    """Records, or calls of several, that stand where they may not: out of an agent's order, or behind its next owner's."""
+    longest: float = 0.0
+    """The longest wait of a caller for one append or resume, s."""
 
     def fault(self, text: str) -> None:
         self.problems.append(text)
+        self.disordered += text.startswith(("ORDER", "FENCE"))
 
     def __str__(self) -> str:
         shown = "\n".join(self.problems[:MAX_SHOWN])
@@ -101,6 +106,7 @@ class Checker:
         self._verdict.acknowledged = sum(fate.acknowledged for fate in fates)
         self._verdict.stored = len(self._tables.events) + len(self._tables.checkpoints)
         self._verdict.dead_letters = len({(letter.agent, letter.identity) for letter in self._letters_of_writer()})
+        self._verdict.longest = max((call.seconds for call in self._evidence.of(*APPENDS, "resume")), default=0.0)
         return self._verdict
 
     # ---- exactly once

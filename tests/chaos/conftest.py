@@ -36,12 +36,12 @@ def seed() -> int:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
-    """``report(scenario, runs, verdict)`` adds to the summary."""
+    """``report(scenario, faults, verdict)`` adds to the summary."""
     summary = request.config.stash[SUMMARY]
 
-    def add(scenario: str, runs: int, verdict: Verdict) -> None:
-        summary.setdefault(scenario, Line()).add(runs, verdict)
-        print(f"{scenario}: {runs} runs, {verdict.acknowledged} acknowledged, {verdict.stored} stored")
+    def add(scenario: str, faults: int, verdict: Verdict) -> None:
+        summary.setdefault(scenario, Line()).add(faults, verdict)
+        print(f"{scenario}: {faults} faults, {verdict.acknowledged} acknowledged, {verdict.stored} stored")
 
     return add
 
