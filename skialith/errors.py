@@ -67,7 +67,10 @@ class InvalidPayload(InvalidArgument):
 
 
 class RecordTooLarge(InvalidArgument):
-    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes."""
+    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes.
+
+    ``outcome`` is ``"unknown"`` if it was sent to a server before that took larger ones, and got no answer there.
+    """
 
     size: int = 0
     limit: int = 0

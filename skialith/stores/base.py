@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..graphs import Put, Typed
-from ..records import NOWHERE, DeadLetter, Position, Record, Trace
+from ..records import NOWHERE, DeadLetter, Position, Record, Trace, iso
 
 
 class AgentSummary(NamedTuple):
@@ -22,6 +22,16 @@ class AgentSummary(NamedTuple):
     checkpoints: int
     step_index: int
     last_us: int
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "agent_id": self.agent_id,
+            "events": self.events,
+            "checkpoints": self.checkpoints,
+            "step_index": self.step_index,
+            "last_at": iso(self.last_us),
+        }
 
 
 class Counts(NamedTuple):

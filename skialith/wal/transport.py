@@ -194,7 +194,7 @@ class Connection:
         connecting.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await connecting
-        await close_client(client)
+        await close_client(client, self._socket)
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
         servers = [bare(url) for url in self._url.split(",")]
@@ -259,7 +259,7 @@ class Connection:
                 await asyncio.sleep(1.0)
 
     async def _rebuild(self) -> None:
-        await close_client(self._client)
+        await close_client(self._client, self._socket)
         await self._build(CONNECT_TIMEOUT_SECONDS)
         if self._on_open is not None:
             await self._on_open()
@@ -288,7 +288,7 @@ class Connection:
             self._supervisor.cancel()
         self._lost(self._socket)
         if self._client is not None:
-            await close_client(self._client)
+            await close_client(self._client, self._socket)
 
     # ---- frames and replies
 
