@@ -16,6 +16,7 @@ from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
 from .dead import DeadLetters
+from .gets import Gets
 from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
@@ -26,6 +27,7 @@ from .source import ConsumerSource
 from .status import WalStatus, current_status
 from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
+from .trim import Trim
 
 log = logging.getLogger("skialith.wal")
 T = TypeVar("T")
@@ -34,6 +36,8 @@ _GRACE_SECONDS = 5.0
 _RELEASE_SECONDS = 2.0
 _FLUSH_FIRST_SECONDS = 0.005
 _FLUSH_LONGEST_SECONDS = 0.1
+_REPLACED_SECONDS = 3.0
+"""A leader that was replaced and is reachable has heard of it by now: the heartbeat of the next one comes every second."""
 
 
 class Wal:
@@ -85,10 +89,12 @@ class Wal:
             await asyncio.get_running_loop().run_in_executor(None, check_syncing, self._config, server_id)
         self.stream = Stream(self._config, self.connection, self._wal_bytes)
         await self.stream.provision(deadline, create)
-        leases = Leases(self.connection, self.stream, self._config.lease_seconds)
-        self.reader = Reader(self.connection, self.stream)
+        gets = Gets(self.connection, self.stream)
+        leases = Leases(self.connection, self.stream, gets, self._config.lease_seconds)
+        self.reader = Reader(self.connection, self.stream, gets)
         self.log = Log(self.connection, self.stream, leases, self.reader)
         self.dead = DeadLetters(self.stream, self.reader)
+        self._trim = Trim(self.connection, self.stream)
         self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
 
     def watch_writer(self) -> None:
@@ -268,7 +274,7 @@ class Wal:
 
         Raises ``WalUnavailable``; the next trim does what this one did not.
         """
-        return self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
+        return self._call(self._trim.once, time.monotonic() + 2 * _GRACE_SECONDS)
 
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
@@ -278,11 +284,12 @@ class Wal:
         """As :meth:`flush`; on the loop thread."""
         target, deadline = self.stream.tally.last_seq, time.monotonic() + timeout
         pause = _FLUSH_FIRST_SECONDS
-        remaining = -1
+        remaining, since = -1, 0.0
         while target:
             try:
-                pending = await self.stream.pending_from(WRITER, deadline)
-                if pending is None or pending > target:
+                stored = await self.stream.stored(target, deadline)
+                since = (since or time.monotonic()) if stored is None else 0.0
+                if stored or (since and time.monotonic() - since >= _REPLACED_SECONDS):
                     return
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)

@@ -238,7 +238,7 @@ class Delivery:
             raise Again(str(error)) from error
         if code == 0 and status == 0:
             first = last - (len(group) - 1) - len(group[0].chunks)
-            self._note(lane, group, [last])
+            self._note(lane, group, [first + len(group) - 1])  # a record's own: the writer is never given a chunk
             for number, entry in enumerate(group):
                 self._acknowledge(lane, entry, Ack(first + number, duplicate))
             return True

@@ -17,6 +17,7 @@ from typing import Any
 from .. import _fastpath
 from ..errors import AgentFenced, WalRejected, WalUnavailable
 from .api import ApiError, NoResponders, backoff
+from .gets import Gets
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
@@ -66,9 +67,10 @@ class Holder:
 class Leases:
     """Claims, renews, verifies and releases. The caller keeps one thing in flight per agent."""
 
-    def __init__(self, connection: Connection, stream: Stream, seconds: float) -> None:
+    def __init__(self, connection: Connection, stream: Stream, gets: Gets, seconds: float) -> None:
         self._connection = connection
         self._stream = stream
+        self._gets = gets
         self._seconds = seconds
 
     async def claim(
@@ -95,7 +97,7 @@ class Leases:
                 raise self._fenced(lease, holder)
             lease.owner = holder.owner
 
-        seen = await self._holder(lease.subject, deadline)
+        seen = await self._holder(lease.subject, deadline, lease.token)
         still_there(seen)
         await self._write(lease, seen.seq if seen else 0, deadline, still_there)
         return lease
@@ -146,7 +148,7 @@ class Leases:
                     code=answer[3],
                 )
             await self._pause(next(pauses), deadline, lease.agent_id)
-            holder = await self._holder(lease.subject, deadline)
+            holder = await self._holder(lease.subject, deadline, lease.token)
             if holder is not None and _is_mine(lease, holder) and holder.seq != expected:
                 self._hold(lease, holder.seq, server_id)
                 return
@@ -184,26 +186,23 @@ class Leases:
             False,
         )
 
-    async def _holder(self, subject: str, deadline: float) -> Holder | None:
-        """Who stands on the subject, read from the leader (a direct get may be stale on a replica)."""
+    async def _holder(self, subject: str, deadline: float, token: str = "") -> Holder | None:
+        """Who stands on the subject, read from the leader (a direct get may be stale on a replica).
+
+        Where ``token`` is looked for and not found, it may be who stood there before: a leader that was replaced answers until
+        it hears of that. So then it is read in the way that leaves nothing out.
+        """
         try:
-            answer = await self._stream.api.call(
-                f"STREAM.MSG.GET.{self._stream.name}",
-                {"last_by_subj": subject},
-                deadline=deadline,
-            )
+            message = await self._stream.last_message(subject, deadline)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise WalRejected(f"the lease on {subject} cannot be read: {error}", code=error.code) from error
-        message = answer["message"]
-        try:
-            body = json.loads(base64.b64decode(message.get("data", "")))
-            token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
-            owner = str(body.get("owner") or process) if token else ""
-            return Holder(message["seq"], token, owner, str(body.get("by", "")))
-        except (ValueError, KeyError, TypeError):
-            return Holder(message["seq"], "", "an unreadable lease record")
+        holder = None if message is None else _parsed(message["seq"], base64.b64decode(message.get("data", "")))
+        if self._stream.replicas > 1 and token and (holder is None or holder.token != token):
+            found = await self._gets.last(subject, deadline)
+            holder = None if found is None else _parsed(found.position.seq, found.data)
+        return holder
 
     def _check(self, lease: Lease, holder: Holder | None) -> None:
         """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``, or ``LeaseMoved``."""
@@ -233,7 +232,7 @@ class Leases:
     async def verify(self, lease: Lease, deadline: float) -> None:
         """Read the lease: mine, adopt its sequence; otherwise raise ``AgentFenced``."""
         server_id = self._connection.server_id
-        self._check(lease, await self._holder(lease.subject, deadline))
+        self._check(lease, await self._holder(lease.subject, deadline, lease.token))
         lease.server_id = server_id
 
     async def ensure(self, lease: Lease, deadline: float) -> None:
@@ -262,7 +261,7 @@ class Leases:
     async def disown(self, agent_id: str, token: str, deadline: float) -> None:
         """Give the agent up for an owner outside of this process; does nothing if it is not the owner any more."""
         subject = self._stream.subjects.lease(agent_id)
-        holder = await self._holder(subject, deadline)
+        holder = await self._holder(subject, deadline, token)
         if holder is not None and holder.token == token:
             body = {"filter": subject, "seq": holder.seq + 1}
             await self._stream.api.call(f"STREAM.PURGE.{self._stream.name}", body, deadline=deadline)
@@ -279,6 +278,16 @@ def _record(lease: Lease) -> bytes:
             "owner": lease.owner,
         }
     ).encode()
+
+
+def _parsed(seq: int, data: bytes) -> Holder:
+    try:
+        body = json.loads(data)
+        token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
+        owner = str(body.get("owner") or process) if token else ""
+        return Holder(seq, token, owner, str(body.get("by", "")))
+    except (ValueError, KeyError, TypeError):
+        return Holder(seq, "", "an unreadable lease record")
 
 
 def _is_mine(lease: Lease, holder: Holder) -> bool:

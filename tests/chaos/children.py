@@ -37,7 +37,8 @@ def work(options: Options) -> None:
             if options.ending in ("close", "raise"):
                 stack.enter_context(agent)
             first = Worker(agent, notebook, options, 0, stopping)
-            first.resume_until_answered()
+            if options.claim:
+                first.resume_until_answered()
             more = [Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads)]
             for worker in more:
                 worker.step = first.step
@@ -128,6 +129,25 @@ def take_turns(options: Options) -> None:
                 if error is not None:
                     raise error
             notebook.line("note", what="turn")
+
+
+def glance(options: Options) -> None:
+    """At SIGUSR1 look at the state of every agent, all at once; idle before."""
+    notebook, stopping, now = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda number, frame: now.set())
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
+        scripts = [Script(agent, notebook) for agent in agents]
+        threads = [threading.Thread(target=script.glance, daemon=True) for script in scripts]
+        notebook.line("note", what="ready")
+        while not now.wait(0.01):
+            if stopping.is_set():
+                return
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIFE_SECONDS)
+    notebook.line("note", what="closed")
 
 
 def interrupt(options: Options) -> None:
@@ -232,6 +252,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "write": write,
     "read": read,
     "browse": browse,
+    "glance": glance,
     "take_turns": take_turns,
     "fork": fork,
     "steps": steps,

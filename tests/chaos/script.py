@@ -37,6 +37,7 @@ class Options:
     a step with a save_events of less than ``most``, and of an event of over 1 MiB; ``nowait``: of one with as many
     save_event_nowait, of which all are under way before the first is waited for. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
+    ``claim``: whether agents are owned before they write.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
@@ -56,6 +57,7 @@ class Options:
     large: float = 0.0
     pace: float = 0.0
     own_ids: bool = False
+    claim: bool = True
     retries: bool = True
     fenced: str = "stop"
     ending: str = "close"
@@ -94,6 +96,11 @@ class Script:
             database_ok=state.database_ok,
         )
         return state
+
+    def glance(self) -> None:
+        """Look at the state; an error is written down."""
+        with contextlib.suppress(SkialithError):
+            self.resume(exclusive=False)
 
     def save(self, identity: str, size: int = 0) -> SkialithError | None:
         value = payload(identity, size)

@@ -40,6 +40,7 @@ class Child:
 
     def __init__(self, program: str, options: Options, place: Path) -> None:
         self.name = options.name
+        self.agents = options.agents
         self.log = place / f"{options.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
