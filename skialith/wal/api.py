@@ -39,14 +39,21 @@ class Api:
         body: dict[str, Any] | None = None,
         *,
         deadline: float | None = None,
+        server_id: str | None = None,
     ) -> dict[str, Any]:
-        """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``."""
+        """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``.
+
+        ``server_id``: of the one server that it may go to, because it names a sequence that was read there. Connected to
+        another one it raises ``OtherServer``: an older copy of the log may have been put back, or a new one made.
+        """
         end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
         pauses = backoff()
         cause: Exception | str = "no answer"
         while True:
             try:
                 await self._connection.ready(end)
+                if server_id not in (None, self._connection.server_id):
+                    raise OtherServer(sent=False)
                 return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
             except ApiError as error:
                 if error.code not in _PASSING:
@@ -54,6 +61,8 @@ class Api:
                 cause = error
             except NoResponders:
                 cause = "JetStream does not answer: it is disabled for this account, or the cluster has no leader now"
+            except OtherServer:
+                raise
             except (Disconnected, NoReply) as error:
                 cause = self._connection.last_error or error
             pause = next(pauses)
@@ -89,6 +98,10 @@ class Api:
                 error.get("description", "unknown error"),
             )
         return answer
+
+
+class OtherServer(Disconnected):
+    """The server that a sequence was read from is not the one that is connected now; nothing was sent there."""
 
 
 class NoResponders(Exception):

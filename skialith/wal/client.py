@@ -88,7 +88,7 @@ class Wal:
         leases = Leases(self.connection, self.stream, self._config.lease_seconds)
         self.reader = Reader(self.connection, self.stream)
         self.log = Log(self.connection, self.stream, leases, self.reader)
-        self.dead = DeadLetters(self.stream, self.reader)
+        self.dead = DeadLetters(self.connection, self.stream, self.reader)
         self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
 
     def watch_writer(self) -> None:
