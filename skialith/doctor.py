@@ -8,6 +8,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from .wal.api import time_ns
 from .wal.client import Wal
 from .wal.group import Group
 from .wal.local import LocalServer, find_binary, inspect
+from .wal.power import Power
 from .wal.status import WalStatus
 
 Level = Literal["ok", "warn", "fail"]
@@ -64,6 +66,7 @@ def examine(config: Config) -> Iterator[Finding]:
     log = _Log(config)
     try:
         yield from log.connect()
+        yield from log.power()
         yield from _database(config, log.wal_id)
         yield from log.condition()
     finally:
@@ -173,7 +176,8 @@ class _Log:
                 how = "the embedded server runs" if was_running else "the embedded server was started for this look"
             else:
                 how = redact(self._config.nats_url or "")
-            self.wal = Wal(self._config, self._find_url)
+            # What does not sync is a finding of its own, and no reason not to look at the rest.
+            self.wal = Wal(replace(self._config, durability="process"), self._find_url)
             self.wal.open(self._config.timeout, create=False)
             self._status = self.wal.status(self._config.timeout)
         except SkialithError as error:
@@ -185,6 +189,25 @@ class _Log:
         yield Finding(
             "stream", "ok", f"{self._status.stream} ({copies}), consumers {consumers}: settings as they must be"
         )
+
+    def power(self) -> Iterator[Finding]:
+        """Whether the servers sync, if they must."""
+        wal = self.wal
+        if self._config.durability != "power" or self._config.embedded or wal is None or self._status is None:
+            return
+        power = Power(self._config, wal.connection, wal.stream)
+        try:
+            power.check_settings()
+            seen = wal.call(power.look, self._config.timeout)
+        except SkialithError as error:
+            yield Finding("power", "fail", str(error), "see the message; until then no record is taken")
+            return
+        text = f"{', '.join(map(printable, seen.syncing))}: synced before it is acknowledged"
+        if seen.away:
+            fix = "start them; they are looked at again when they answer"
+            yield Finding("power", "warn", f"{text}; not seen: {', '.join(map(printable, seen.away))}", fix)
+            return
+        yield Finding("power", "ok", text)
 
     def _find_url(self) -> str:
         return self._local.ensure(self._config.timeout).url if self._local is not None else self._config.nats_url or ""

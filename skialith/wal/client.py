@@ -20,7 +20,7 @@ from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
 from .loop import LoopThread
-from .power import check_syncing
+from .power import Power
 from .read import Reader
 from .source import ConsumerSource
 from .status import WalStatus, current_status
@@ -78,18 +78,25 @@ class Wal:
             raise
 
     async def _open(self, deadline: float, create: bool) -> None:
-        self.connection = Connection(self._config, self._url)
+        guarded = self._config.durability == "power" and not self._config.embedded
+        self.connection = Connection(self._config, self._url, guarded=guarded)
         await self.connection.connect(max(0.1, deadline - time.monotonic()))
-        if self._config.durability == "power" and not self._config.embedded:
-            server_id = self.connection.server_id
-            await asyncio.get_running_loop().run_in_executor(None, check_syncing, self._config, server_id)
         self.stream = Stream(self._config, self.connection, self._wal_bytes)
+        power = Power(self._config, self.connection, self.stream)
+        if guarded:
+            power.check_settings()
+            if not self.connection.info.get("cluster"):
+                await power.look()  # before anything is made there
         await self.stream.provision(deadline, create)
+        if guarded:
+            await power.begin()
         leases = Leases(self.connection, self.stream, self._config.lease_seconds)
         self.reader = Reader(self.connection, self.stream)
         self.log = Log(self.connection, self.stream, leases, self.reader)
         self.dead = DeadLetters(self.connection, self.stream, self.reader)
         self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
+        if guarded:
+            self._tasks.append(asyncio.create_task(power.keep()))
 
     def watch_writer(self) -> None:
         """From now on, notice when the writer stands still."""

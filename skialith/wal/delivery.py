@@ -118,7 +118,7 @@ class Delivery:
     async def _attempt(self, lane: Lane, group: list[Entry]) -> None:
         """One attempt for all of a group. Raises what ends or repeats it."""
         deadline = min(entry.deadline for entry in group)
-        await self._connection.ready(deadline)
+        await self._connection.admitted(deadline)
         self._check_payload(lane, group)
         if lane.name != BURIAL_LANE:
             await self._check_room(lane, sum(entry.size for entry in group), deadline)
@@ -221,6 +221,8 @@ class Delivery:
 
     async def _batch(self, lane: Lane, group: list[Entry], timeout: float, deadline: float) -> bool:
         """All or nothing; False if one of the ids is there already."""
+        if not self._connection.wire.takes_records:
+            raise Disconnected(sent=False)
         try:
             reply = await self._connection.exchange(lambda to: frames.batch(group, lane.lease, to), timeout)
         except (Disconnected, NoReply) as error:
