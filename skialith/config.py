@@ -97,6 +97,8 @@ DEFAULT_WAL_BYTES = 8 * 1024 * 1024 * 1024
 """``max_bytes`` of the stream when ``wal_bytes`` is not set and the server is not the embedded one."""
 TRIM_SECONDS = 1.0
 """How often a writer whose acks moved trims the stream."""
+FLOOR_SECONDS = 10.0
+"""How often a process that appends asks how far the writer is, to forget which of its records a lost log would take along."""
 ACK_WAIT_SECONDS = 5.0
 """After this a message that was pulled and not acknowledged is delivered again."""
 MAX_ACK_PENDING = 20_000

@@ -84,7 +84,11 @@ class Api:
         )
 
     async def once(self, name: str, body: dict[str, Any] | None = None, *, timeout: float) -> dict[str, Any]:
-        """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``."""
+        """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``.
+
+        The answer gets an ``asked_at``, the ``time.monotonic()`` when it was asked for.
+        """
+        asked = time.monotonic()
         payload = json.dumps(body).encode() if body is not None else b""
         reply = await self._connection.request(f"$JS.API.{name}", payload, timeout=timeout)
         if not reply.data:
@@ -97,6 +101,7 @@ class Api:
                 error.get("err_code", 0),
                 error.get("description", "unknown error"),
             )
+        answer["asked_at"] = asked
         return answer
 
 

@@ -15,6 +15,7 @@ from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithErro
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
+from .continuity import Continuity, Setback
 from .dead import DeadLetters
 from .lane import LaneName, Ticket
 from .lease import Leases
@@ -92,9 +93,15 @@ class Wal:
             await power.begin()
         leases = Leases(self.connection, self.stream, self._config.lease_seconds)
         self.reader = Reader(self.connection, self.stream)
+        self.continuity = Continuity(self.connection, self.stream, self.reader)
+        self.connection.on_other_server = self.continuity.another_server
         self.log = Log(self.connection, self.stream, leases, self.reader)
         self.dead = DeadLetters(self.connection, self.stream, self.reader)
-        self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
+        self._tasks = [
+            asyncio.create_task(self._keep_house()),
+            asyncio.create_task(self.continuity.watch()),
+            asyncio.create_task(self.log.end_attempts()),
+        ]
         if guarded:
             self._tasks.append(asyncio.create_task(power.keep()))
 
@@ -122,6 +129,7 @@ class Wal:
             try:
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
+                    await self.continuity.look_again()
                 if self._watched:
                     await self._look_at_writer()
                 await self.log.owning.renew_due(time.monotonic() + self._config.timeout)
@@ -285,9 +293,13 @@ class Wal:
         """As :meth:`flush`; on the loop thread."""
         target, deadline = self.stream.tally.last_seq, time.monotonic() + timeout
         pause = _FLUSH_FIRST_SECONDS
-        remaining = -1
+        remaining, known = -1, False
         while target:
             try:
+                if not known:
+                    await self._know_the_log(deadline)
+                    known = True
+                target = min(target, self.stream.tally.last_seq)  # of a log that came back shorter
                 pending = await self.stream.pending_from(WRITER, deadline)
                 if pending is None or pending > target:
                     return
@@ -304,6 +316,20 @@ class Wal:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+
+    async def _know_the_log(self, deadline: float) -> None:
+        """Wait until it is known whether a log that may be another one has what was appended. Raises ``WalUnavailable``."""
+        await self.stream.info(deadline)
+        self.continuity.notice_new_log()
+        while not self.continuity.sure:
+            if time.monotonic() >= deadline:
+                raise WalUnavailable("the log was not seen since its server came back")
+            await asyncio.sleep(_FLUSH_FIRST_SECONDS)
+
+    def take_setbacks(self) -> list[Setback]:
+        """What the log lost of this process's records since the last call; whoever asks tells its caller."""
+        taken, self.continuity.setbacks = self.continuity.setbacks, []
+        return taken
 
     def settle(self, timeout: float) -> bool:
         """Wait until every call of this process has its PubAck or its error; False after ``timeout`` seconds."""

@@ -240,7 +240,7 @@ class Delivery:
             raise Again(str(error)) from error
         if code == 0 and status == 0:
             first = last - (len(group) - 1) - len(group[0].chunks)
-            self._note(lane, group, [last])
+            self._note(lane, group, range(first, first + len(group)))
             for number, entry in enumerate(group):
                 self._acknowledge(lane, entry, Ack(first + number, duplicate))
             return True
@@ -301,9 +301,12 @@ class Delivery:
 
     # ---- ends
 
-    def _note(self, lane: Lane, group: list[Entry], seqs: list[int]) -> None:
+    def _note(self, lane: Lane, group: list[Entry], seqs: Sequence[int]) -> None:
         if seqs and lane.name != BURIAL_LANE:
-            self._stream.tally.note(max(seqs), sum(entry.size for entry in group))
+            size = sum(entry.size for entry in group)
+            for seq in seqs:
+                self._stream.tally.note(seq, size)
+                size = 0
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
         if entry.unknown and lane.lease is not None:

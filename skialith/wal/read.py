@@ -72,6 +72,16 @@ class Reader:
         info = await self._stream.info(deadline)
         return Position(time_ns(info["ts"]), int(info["state"]["last_seq"]))
 
+    async def goes_on(self, time_ns_: int, deadline: float) -> Position:
+        """Where the first message stands that was stored after a time (Unix nanoseconds), leases included; if there is none,
+        where the next one will."""
+        query = {"next_by_subj": self._stream.subjects.all, "start_time": rfc3339(time_ns_ + 1), "batch": 1}
+        messages = await self.direct(self._stream.name, query, deadline)
+        if messages:
+            return position_of(messages[0])
+        end = await self.end(deadline)
+        return Position(end.time_ns, end.seq + 1)
+
     async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
         subject = self._stream.subjects.event(agent_id)
@@ -219,8 +229,7 @@ class Reader:
         return max(WRITER_BATCH_BYTES, self._connection.max_payload + 64 * 1024)
 
     def _record(self, message: Reply) -> Record:
-        headers = message.headers or {}
-        return self._decoded(message.data, Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"])))
+        return self._decoded(message.data, position_of(message))
 
     def _decoded(self, data: bytes, position: Position) -> Record:
         try:
@@ -259,3 +268,9 @@ class Reader:
             if time.monotonic() + pause >= deadline:
                 raise WalUnavailable(f"{what} could not be read before the deadline ({cause})")
             await asyncio.sleep(pause)
+
+
+def position_of(message: Reply) -> Position:
+    """Where a message of a direct get stands."""
+    headers = message.headers or {}
+    return Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"]))

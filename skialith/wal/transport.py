@@ -97,7 +97,10 @@ class Connection:
         self._last_error: Exception | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._subscription: Any = None
-        self._lost_at = 0.0
+        self.lost_at = 0.0
+        """When the last connection ended, ``time.monotonic()``."""
+        self.on_other_server: Callable[[], object] = lambda: None
+        """Called before anything is sent to a server that is not the one of before."""
 
     # ---- what the server says of itself
 
@@ -198,7 +201,10 @@ class Connection:
 
     def _opened(self) -> None:
         """Subscriptions are in force: from here on anybody may write, records only once their guard says so."""
-        self.server_id = self._told_id()
+        server_id = self._told_id()
+        if self.server_id not in ("", server_id):
+            self.on_other_server()
+        self.server_id = server_id
         known = not self._guarded or self.server_id == self._admitted_id
         if not known:
             self._judged.clear()
@@ -256,7 +262,7 @@ class Connection:
         if socket is not self._socket:
             return  # An earlier client's, closed late.
         if self._open.is_set():
-            self._lost_at = time.monotonic()
+            self.lost_at = time.monotonic()
             self._open.clear()
             if not self._closing:
                 log.warning("connection to NATS lost (%s); reconnecting", self._redacted())
@@ -269,7 +275,7 @@ class Connection:
                 continue
             try:
                 url = await self._find_url()
-                stuck = time.monotonic() - self._lost_at > _REBUILD_AFTER_SECONDS
+                stuck = time.monotonic() - self.lost_at > _REBUILD_AFTER_SECONDS
                 if self._client.is_closed or stuck or url != self._url:
                     self._url = url
                     await self._rebuild()
