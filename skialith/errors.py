@@ -209,6 +209,18 @@ class FlushTimeout(SkialithError):
     remaining: int = -1
 
 
+class RecordsLost(SkialithError):
+    """The log's server came back without records that it had acknowledged to this process, and the database does not have them
+    either. Raised once for each such loss, by the next ``flush()``, when all the rest is stored.
+
+    ``sequences``: runs of (first, last, how many between are lost), as the ``Ack`` of each record named it. Saving
+    again what they held is safe, with the same event ids.
+    """
+
+    outcome: Outcome = "unknown"
+    sequences: tuple[tuple[int, int, int], ...] = ()
+
+
 class BatchFailed(SkialithError):
     """``save_events`` failed part way. ``acks`` holds one ``Ack`` per record that is durable, in order, and
     ``failed`` the index of the first record that is not; ``outcome`` speaks of that record and of all behind it: with

@@ -216,6 +216,23 @@ class Store(Protocol):
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
 
+    def newest(self, namespace: str) -> Position | None:
+        """The position of the event, checkpoint or dead letter of the writer that the log stored last; None without one."""
+
+    def turns(self, namespace: str, since_ns: int, limit: int) -> list[tuple[Position, Position]]:
+        """Where the log went back: the last row before and the first one after, oldest first, at most ``limit``.
+
+        Of those that the log stored since ``since_ns``, neighbours in time of which the later one has the lower sequence, or
+        the same. Looks at all rows of the namespace.
+        """
+
+    def sequences(self, namespace: str, first: int, last: int, between_ns: tuple[int, int], limit: int) -> list[int]:
+        """Sequences from ``first`` to ``last`` that have a row, stored by the log between these times (both included); in
+        order, each once, at most ``limit``.
+
+        Of operations on graphs' threads only those whose traces were not replaced by later ones.
+        """
+
     def count_dead_letters(self, namespace: str) -> int:
         """Rows of ``dead_letters`` of one namespace."""
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ..config import DATABASE_STATEMENT_ROWS
 from ..errors import ConfigurationError, InvalidArgument
 from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
-from . import graph_read, graphs, lists, read, rows
+from . import gaps, graph_read, graphs, lists, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
@@ -280,6 +280,21 @@ class SqlStore(ABC):
         with self.reading() as session:
             query = "SELECT COUNT(*) FROM {} WHERE namespace = ?"
             return Counts(*(session.rows(query.format(table), (namespace,))[0][0] for table in tables))
+
+    def newest(self, namespace: str) -> Position | None:
+        """The position of the row that the log stored last."""
+        with self.reading() as session:
+            return gaps.newest(session, namespace)
+
+    def turns(self, namespace: str, since_ns: int, limit: int) -> list[tuple[Position, Position]]:
+        """Neighbours in time whose sequences do not rise."""
+        with self.reading() as session:
+            return gaps.turns(session, namespace, since_ns, limit)
+
+    def sequences(self, namespace: str, first: int, last: int, between_ns: tuple[int, int], limit: int) -> list[int]:
+        """Sequences of rows in a range, by when they were stored."""
+        with self.reading() as session:
+            return gaps.sequences(session, namespace, first, last, between_ns, limit)
 
     def count_dead_letters(self, namespace: str) -> int:
         """Rows of ``dead_letters`` of one namespace."""

@@ -25,6 +25,8 @@ class Wire:
 
     epoch: int
     is_open: bool
+    takes_records: bool
+    """Whether records may be written; everything else may whenever it is open."""
     appending: int
     """Threads in :meth:`append`."""
     queued: int
@@ -49,8 +51,11 @@ class Wire:
     def detach(self, epoch: int) -> None:
         """End a connection, whoever waits on it; does nothing if it is not the current one."""
 
-    def open(self, max_payload: int) -> None:
-        """From now on anybody may write."""
+    def open(self, max_payload: int, records: bool = True) -> None:
+        """From now on anybody may write; records only if ``records``, or after :meth:`admit`."""
+
+    def admit(self, records: bool) -> None:
+        """Whether records may be written from now on, on a connection that is open."""
 
     def on_ready(self) -> None:
         """The link's ``poll_fd`` is readable."""

@@ -61,6 +61,16 @@ class Reader:
         info = await self._stream.info(deadline)
         return Position(time_ns(info["ts"]), int(info["state"]["last_seq"]))
 
+    async def goes_on(self, time_ns_: int, deadline: float) -> Position:
+        """Where the first message stands that was stored after a time (Unix nanoseconds), leases included; if there is none,
+        where the next one will."""
+        query = {"next_by_subj": self._stream.subjects.all, "start_time": rfc3339(time_ns_ + 1), "batch": 1}
+        messages = await self.direct(self._stream.name, query, deadline)
+        if messages:
+            return position_of(messages[0])
+        end = await self.end(deadline)
+        return Position(end.time_ns, end.seq + 1)
+
     async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
         """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
         subject = self._stream.subjects.event(agent_id)

@@ -92,6 +92,8 @@ class ConsumerSource:
         self._note_status()
         if self._released or (self._gone and not self._restored()):
             return
+        if self._stream.seen_server != self._connection.server_id:
+            return  # it may be another log, which is not for this database
         deliveries, wire = self._deliveries, self._wire
         now = time.monotonic()
         if deliveries.pulls and now - self._asked_at > _EXPIRES_SECONDS + 1.0:

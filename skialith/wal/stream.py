@@ -42,6 +42,7 @@ class Subjects:
 
     def __init__(self, namespace: str) -> None:
         root = f"skialith.{namespace}"
+        self.all = f"{root}.>"
         self.logs = f"{root}.log.>"
         self.events = f"{root}.log.event.>"
         self.checkpoints = f"{root}.log.checkpoint.>"
@@ -95,7 +96,13 @@ class Stream:
         self.group: Group | None = None
         """Who kept the replicas when the stream was looked at last."""
         self.max_bytes = 0
-        self.wal_id = ""
+        self.created = ""
+        self.seen_server = ""
+        """Id of the server on which the stream was looked at last."""
+        self.shorter = False
+        """Whether it lacked then what this process had been acknowledged before."""
+        self._clock = (0, 0.0, 0.0)
+        """The server's clock when the stream was looked at last, and this one's before and after."""
         self._config = config
         self._connection = connection
         self._wal_bytes = config.wal_bytes or wal_bytes or DEFAULT_WAL_BYTES
@@ -117,7 +124,6 @@ class Stream:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             self._note(info)
             await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
-            self.wal_id = f"{self.name}@{info['created']}"
             await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
             if self.traces:
                 await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
@@ -298,10 +304,26 @@ class Stream:
 
     # ---- looking
 
+    @property
+    def wal_id(self) -> str:
+        """What a database knows this log by; another one after the stream was made anew."""
+        return f"{self.name}@{self.created}"
+
     async def info(self, deadline: float | None = None) -> dict[str, Any]:
+        appended = self.tally.last_seq
         info = await self.api.call(f"STREAM.INFO.{self.name}", deadline=deadline)
         self._note(info)
+        self.shorter = int(info["state"]["last_seq"]) < appended
         return info
+
+    def time_at(self, moment: float) -> int:
+        """The server's clock at a ``time.monotonic()`` of the last seconds, Unix nanoseconds, or a moment later.
+
+        If this process appended nothing since the stream was looked at, then the time of that look.
+        """
+        server_ns, asked, answered = self._clock
+        until = moment if self.tally.appended_bytes else min(moment, answered)
+        return server_ns + max(0, int((until - asked) * 1e9))
 
     async def dead_info(self, deadline: float | None = None) -> dict[str, Any]:
         return await self.api.call(f"STREAM.INFO.{self.dead_name}", deadline=deadline)
@@ -364,6 +386,9 @@ class Stream:
 
     def _note(self, info: dict[str, Any]) -> None:
         self.traces = info["config"].get("metadata", {}).get(TRACES_KEY, "on") == "on"
+        self.created = info["created"]
+        self.seen_server = self._connection.server_id
+        self._clock = (time_ns(info["ts"]), info["asked_at"], time.monotonic())
         self._stored_bytes = info["state"]["bytes"]
         self.tally.appended_bytes = 0
         self.max_bytes = info["config"]["max_bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .. import _rows, trace_json
@@ -37,6 +37,21 @@ class Source(Protocol):
 
     def bury(self, letter: DeadLetter) -> None:
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
+
+
+class BoundSource:
+    """A consumer of a log that is pulled from only while ``bind`` finds that this log feeds the database."""
+
+    def __init__(self, source: Source, bind: Callable[[], None]) -> None:
+        self._source = source
+        self._bind = bind
+        self.ack, self.nak, self.in_progress = source.ack, source.nak, source.in_progress
+        self.read_body, self.bury = source.read_body, source.bury
+
+    def pull(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
+        """As :meth:`Source.pull`; raises what ``bind`` does."""
+        self._bind()
+        return self._source.pull(rows, size, linger, wait)
 
 
 class Sink(Protocol):
