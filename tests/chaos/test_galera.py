@@ -163,34 +163,36 @@ def _events(node: Node, world: GaleraWorld) -> int:
 # ---- commits in each other's way
 
 
-def test_two_nodes_commit_the_same_records(world: GaleraWorld, report: Report) -> None:
-    """A writer that stands before its COMMIT while another node's writer stores the same: 1213, and the rows stay single.
+def test_nodes_commit_the_same_records(world: GaleraWorld, report: Report) -> None:
+    """Writers that stand before their COMMIT while another node's writer stores the same: 1213, and the rows stay single.
 
-    Once its node has applied the other's rows meanwhile and ended its transaction by force, once it learns at its COMMIT.
+    One node applies the other's rows meanwhile and ends its writer's transaction by force; one cannot, and refuses it then.
     """
     galera, faults = world.galera, 0
-    here, there = galera.nodes[:2]
+    here, forced, certified = galera.nodes
     for _ in range(rounds(1)):
-        for counter in world.dice.sample(["local_bf_aborts", "local_cert_failures"], 2):
-            agents = world.spawn(agents=["one", "two"], steps=3, own_ids=True, settings=world.at(here, **OFF))
-            assert agents.wait() == 0, agents.tail()
-            world.hurry()
-            late = world.spawn("write", "late", freeze={"before commit": 1}, settings=world.at(there))
-            late.wait_frozen()
-            before = there.count(counter)
-            if counter == "local_cert_failures":
-                with galera.held_back(there):
-                    world.settle()
-                    with there.replicating():
-                        late.signal(signal.SIGCONT)
-            else:
-                world.settle()
-                wait_until(lambda: there.count(counter) > before, SEEN_SECONDS, counter)  # noqa: B023
-                late.signal(signal.SIGCONT)
-            late.wait_for(lambda _: "error 1213" in late.log.read_text("utf-8", "replace"), "is told")  # noqa: B023
-            assert there.count(counter) > before
-            assert late.stop() == 0, late.tail()
-            faults += 1
+        agents = world.spawn(agents=["one", "two"], steps=4, own_ids=True, settings=world.at(here, **OFF))
+        assert agents.wait() == 0, agents.tail()
+        world.hurry()
+        late = [
+            world.spawn("write", f"late-{node.name}", freeze={"before commit": 1}, settings=world.at(node))
+            for node in (forced, certified)
+        ]
+        for writer in late:
+            writer.wait_frozen()
+        aborts, refusals = forced.count("local_bf_aborts"), certified.count("local_cert_failures")
+        with galera.held_back(certified):
+            world.settle()
+            wait_until(lambda: forced.count("local_bf_aborts") > aborts, SEEN_SECONDS, "it is ended")  # noqa: B023
+            late[0].signal(signal.SIGCONT)
+            with certified.replicating():
+                late[1].signal(signal.SIGCONT)
+        for writer in late:
+            writer.wait_for(lambda _: "error 1213" in writer.log.read_text("utf-8", "replace"), "is told")  # noqa: B023
+        assert certified.count("local_cert_failures") > refusals
+        for writer in late:
+            assert writer.stop() == 0, writer.tail()
+        faults += 2
     verdict = world.verdict(steady=True)
     world.check_same()
     report("22 Galera: commits in conflict", faults, verdict)
