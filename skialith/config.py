@@ -192,6 +192,10 @@ DATABASE_MIGRATION_SECONDS = 600
 """Longest statement of a schema migration."""
 DATABASE_MIGRATION_LOCK_SECONDS = 60
 """How long a process waits for another one's schema migration."""
+DATABASE_MIGRATION_TRIES = 10
+"""How often a migration is begun in a cluster where another node's process may be making the same changes."""
+DATABASE_MIGRATION_PAUSE_SECONDS = 0.5
+"""Longest pause between two of these tries."""
 SQLITE_WAL_BYTES = 64 * 1024 * 1024
 """Size to which SQLite cuts its own write-ahead file after a checkpoint."""
 SQLITE_BUSY_SECONDS = 5.0

@@ -234,8 +234,11 @@ class Runtime:
         """
         if not self._bound:
             bound = self.store.bound_wal(self.config.namespace)
-            if bound is None and not self.wal.anything_stored(self.config.timeout):
-                return NothingStored()
+            if bound is None:
+                if not self.wal.anything_stored(self.config.timeout):
+                    return NothingStored()
+                # The first writer may have come in between; it bound the database before it stored anything.
+                bound = self.store.bound_wal(self.config.namespace)
             if bound != self.wal.stream.wal_id:
                 raise ConfigurationError(
                     f"the database {self.store.url} does not hold what was moved out of the log {self.wal.stream.wal_id!r}: "

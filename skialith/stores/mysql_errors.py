@@ -62,7 +62,7 @@ _ADVICE = {
     1114: "the server's disk or tablespace is full: free space",
     1142: "GRANT the user SELECT, INSERT, UPDATE, DELETE, CREATE and INDEX on the database",
     1146: "run `skialith migrate`",
-    1205: "another transaction holds the row for long; it is tried again",
+    1205: "another transaction holds the row for long, or this node of a cluster lags behind; it is tried again",
     1213: "two transactions met; it is tried again",
     1227: "GRANT the user the privilege that is named",
     1290: "the server is read-only: use the primary in database_url",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from ..config import DATABASE_STATEMENT_ROWS
-from ..errors import ConfigurationError, InvalidArgument
+from ..config import DATABASE_MIGRATION_PAUSE_SECONDS, DATABASE_MIGRATION_TRIES, DATABASE_STATEMENT_ROWS
+from ..errors import ConfigurationError, InvalidArgument, StoreUnavailable
 from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
 from . import gaps, graph_read, graphs, lists, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
@@ -30,8 +31,18 @@ class Session(read.Queries, Protocol):
     for_update: str
     """Appended to a query whose rows are to stay as they are until the transaction ends."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether a lock keeps everybody out; in a cluster that takes writes at every node it keeps out those of its own node."""
+
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """Keep transactions of all nodes of a cluster from doing the same to these rows, which this one has locked at its own.
+
+        ``key``, ``number``: columns; the second one is left as it was. Of two such transactions one fails at its commit.
+        """
 
 
 class SqlStore(ABC):
@@ -61,10 +72,26 @@ class SqlStore(ABC):
     # ---- schema
 
     def migrate(self) -> list[int]:
-        """Apply the missing migrations; a schema that is up to date is only looked at."""
-        with self.reading() as session:
-            if not self._missing(session):
-                return []
+        """Apply the missing migrations; a schema that is up to date is only looked at.
+
+        Where no lock keeps out the processes of other nodes, they may be making the same changes, and a statement fails because
+        its like was faster. Migrations may be run again, so this one is.
+        """
+        for last in (n == DATABASE_MIGRATION_TRIES for n in range(1, DATABASE_MIGRATION_TRIES + 1)):
+            alone = True
+            try:
+                with self.reading() as session:
+                    alone = session.alone
+                    if not self._missing(session):
+                        return []
+                return self._apply_missing()
+            except StoreUnavailable:
+                if alone or last:
+                    raise
+            time.sleep(random.uniform(0, DATABASE_MIGRATION_PAUSE_SECONDS))
+        raise AssertionError("the last try returns or raises")
+
+    def _apply_missing(self) -> list[int]:
         applied = []
         with self.migrating() as session:
             for migration in self._missing(session):

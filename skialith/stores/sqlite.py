@@ -136,6 +136,7 @@ class _Connection(sqlite3.Connection):
 class _Session:
     """See ``sql.Session``."""
 
+    alone = True
     for_update = ""  # the transaction has locked all of the file
     by = " INDEXED BY {0}_by_{1}"
 
@@ -150,6 +151,9 @@ class _Session:
 
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         self._connection.executemany(_insert(table, tuple(columns)), values)
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """The transaction has locked all of the file."""
 
 
 @cache

@@ -89,6 +89,7 @@ def write(options: Options) -> None:
 def read(options: Options) -> None:
     """What a newcomer sees: every agent's state, and its whole history."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
     for agent_id in options.agents:
         with open_agent(agent_id, options, stopping, notebook) as agent:
             script = Script(agent, notebook)

@@ -16,6 +16,7 @@ from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
 from skialith.steps import Call
 from skialith.stores import graphs as stores_graphs
+from skialith.stores.mysql import MySqlStore
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
@@ -310,6 +311,17 @@ def _write_unfenced() -> None:
     _replace(frames, "fence", lambda lease: b"")
 
 
+def _read_what_a_node_has() -> None:
+    """A reader that does not wait until its node of a cluster has applied what the others committed."""
+    original = MySqlStore._prepare
+
+    def prepare(self: MySqlStore, connection: Any) -> None:
+        original(self, connection)
+        connection.query("SET SESSION wsrep_sync_wait = 0")
+
+    _replace(MySqlStore, "_prepare", prepare)
+
+
 class _Blind:
     """A session that finds every row of graphs' threads at the beginning of time."""
 
@@ -386,5 +398,6 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
+    "read what a node has": _read_what_a_node_has,
     "return unrecorded steps": _return_unrecorded_steps,
 }

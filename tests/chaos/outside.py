@@ -165,6 +165,8 @@ def database(url: str) -> Iterator[Any]:
         db=parts.path[1:],
         autocommit=True,
         charset="utf8mb4",
+        # What any node of a cluster has committed is evidence, and not only what this one has applied.
+        init_command="SET SESSION wsrep_sync_wait = 1",
     )
 
     def run(sql: str, arguments: tuple[Any, ...] = ()) -> Any:
