@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -31,7 +30,7 @@ from .evidence import APPENDS
 from .graph_world import Driver, mirror
 from .outside import read_tables
 from .test_graphs import check
-from .world import World, rounds
+from .world import Child, World, rounds
 
 pytestmark = pytest.mark.chaos
 OFF = {"writer": "off"}
@@ -73,18 +72,12 @@ class GaleraWorld(World):
             for name in ("events", "checkpoints", "traces", "letters"):
                 assert sorted(getattr(first, name), key=repr) == sorted(getattr(other, name), key=repr), name
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None:
-            print(self.galera.logs())
-        super().__exit__(kind, error, traceback)
-
 
 @pytest.fixture
 def world(tmp_path: Path, nats_url: str, galera: Galera, database: str, seed: int) -> Iterator[GaleraWorld]:
     with GaleraWorld(tmp_path, nats_url, galera, database, seed) as each:
         yield each
+    print(galera.logs())
 
 
 @pytest.fixture
@@ -121,25 +114,10 @@ def test_nodes_are_killed_and_cut_off(world: GaleraWorld, report: Report) -> Non
     for child in (*agents, *browsers):
         child.wait_ready()
     for number in range(rounds(1)):
-        gone, apart, left = world.dice.sample(galera.nodes, 3)
-        killed = number == 0 or world.dice.random() < 0.5
-        gone.kill() if killed else gone.pause()
-        wait_until(lambda: left.status("cluster_size") == "2", SEEN_SECONDS, "two are left")  # noqa: B023
-        stored = _events(left, world)
-        wait_until(lambda: _events(left, world) > stored, SEEN_SECONDS, "the writers of the others go on")  # noqa: B023
-        apart.isolate(True)
-        wait_until(lambda: {apart.status("ready"), left.status("ready")} == {"OFF"}, SEEN_SECONDS, "no majority")  # noqa: B023
-        late = world.spawn(agents=[f"late-{number}"], pace=0.1, settings=world.at(left))
-        agents.append(late)
-        for agent in agents[:2]:
-            agent.wait_writes(20)
-        apart.isolate(False)
-        gone.start() if killed else gone.resume()
-        galera.wait_whole()
-        assert not killed or "IST received" in gone.log.read_text("utf-8", "replace")
-        late.wait_ready()
-        late.wait_writes(10)
-        faults += 2
+        if number and world.dice.random() < 0.3:
+            faults += _lose_all(world, agents)
+        else:
+            faults += _lose_two(world, agents, killed=number == 0 or world.dice.random() < 0.5)
     for child in (*agents, *browsers, *writers):
         assert child.stop() == 0, child.tail()
     verdict = world.verdict(steady=True)
@@ -153,6 +131,41 @@ def test_nodes_are_killed_and_cut_off(world: GaleraWorld, report: Report) -> Non
     looks = [call.result for call in evidence.of("peek") if not call.error and call.ended]
     assert any(look["source"] == "wal" and not look["database_ok"] for look in looks)
     assert any("cannot store records" in writer.log.read_text("utf-8", "replace") for writer in writers)
+
+
+def _lose_two(world: GaleraWorld, agents: list[Child], *, killed: bool) -> int:
+    """One is killed, or stands still until the others go on without it; then the others are cut off from each other."""
+    gone, apart, left = world.dice.sample(world.galera.nodes, 3)
+    print(f"{gone.name} {'is killed' if killed else 'stands still'}, {apart.name} is cut off")
+    gone.kill() if killed else gone.pause()
+    wait_until(lambda: left.status("cluster_size") == "2", SEEN_SECONDS, "two are left")
+    stored = _events(left, world)
+    wait_until(lambda: _events(left, world) > stored, SEEN_SECONDS, "the writers of the others go on")
+    apart.isolate(True)
+    wait_until(lambda: {apart.status("ready"), left.status("ready")} == {"OFF"}, SEEN_SECONDS, "no majority")
+    late = world.spawn(agents=[f"late-{len(agents)}"], pace=0.4, settings=world.at(left))
+    for agent in agents:
+        agent.wait_writes(20)
+    apart.isolate(False)
+    if not killed:
+        gone.resume()
+    world.galera.wait_whole()
+    assert not killed or "IST received" in gone.log.read_text("utf-8", "replace")
+    late.wait_ready()
+    late.wait_writes(10)
+    agents.append(late)
+    return 2
+
+
+def _lose_all(world: GaleraWorld, agents: list[Child]) -> int:
+    """All are killed at once, and the one that stands furthest begins again."""
+    print("all are killed")
+    for node in world.galera.nodes:
+        node.kill()
+    for agent in agents:
+        agent.wait_writes(20)
+    world.galera.begin_again()
+    return 3
 
 
 def _events(node: Node, world: GaleraWorld) -> int:
