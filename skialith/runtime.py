@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
 from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
@@ -38,6 +39,9 @@ from .writer.drain import Drain, DrainStatus
 from .writer.sinks import BoundSource, EventSink, TraceSink
 
 log = logging.getLogger("skialith")
+
+_MOST_ROWS = 1_000_000
+"""Rows that are looked at for what a lost log took along."""
 
 
 class _Registry:
@@ -272,14 +276,15 @@ class Runtime:
 
     def _not_stored(self, setback: Setback) -> list[Run]:
         """Those of the records that the database does not have either."""
-        store = self._reading()
-        return [run for each in setback.runs for run in without(each, self._stored(store, each, setback.until_ns))]
-
-    def _stored(self, store: PastStore, run: Run, until_ns: int) -> list[int]:
-        first, last, _ = run
-        if isinstance(store, NothingStored):
-            return []
-        return self.store.sequences(self.config.namespace, first, last, (0, until_ns), last - first + 1)
+        if isinstance(self._reading(), NothingStored):
+            return list(setback.runs)
+        first, last = min(run[0] for run in setback.runs), max(run[1] for run in setback.runs)
+        rows = self.store.sequences(self.config.namespace, first, last, (0, setback.until_ns), _MOST_ROWS)
+        return [
+            left
+            for run in setback.runs
+            for left in without(run, rows[bisect_left(rows, run[0]) : bisect_right(rows, run[1])])
+        ]
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""

@@ -32,6 +32,8 @@ class Wire:
     queued: int
     """Records that were handed over, or written with :meth:`send`, and did not leave yet."""
     last_received: float
+    heard_last: float
+    """``last_received`` of the connection that ended last."""
     max_payload: int
     def __init__(
         self,

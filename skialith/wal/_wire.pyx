@@ -73,6 +73,7 @@ cdef class Wire:
     cdef readonly bint is_open, takes_records
     cdef readonly Py_ssize_t appending
     cdef readonly Py_ssize_t max_payload
+    cdef readonly double heard_last
     cdef Link _link
     cdef bytes _inbox
     cdef dict _waiting, _consumers
@@ -145,6 +146,7 @@ cdef class Wire:
         if link is not self._link or self._ended == link.epoch:
             return False
         self._ended = link.epoch
+        self.heard_last = link.last_received
         self.is_open = self.takes_records = False
         waiting, self._waiting = self._waiting, nobody
         for item in waiting.values():

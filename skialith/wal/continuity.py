@@ -55,7 +55,7 @@ class Continuity:
 
     def another_server(self) -> None:
         """To be called before anything is sent to a server that is not the one of before."""
-        self._part_with(self._connection.lost_at)
+        self._part_with(self._connection.wire.heard_last)
 
     def _part_with(self, moment: float) -> None:
         """What was acknowledged until then is to be looked for again."""

@@ -24,6 +24,8 @@ from .stream import TRACE_INGEST, WRITER, Stream
 from .transport import Connection, Disconnected
 
 _EXPIRES_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 1.0
+"""How soon a consumer that is gone is looked for again, with its whole stream perhaps."""
 _CALL_GRACE_SECONDS = 5.0
 _STALE_SECONDS = ACK_WAIT_SECONDS / 2
 """Messages that waited this long here are left to be delivered again, to a writer that is not stuck."""
@@ -122,7 +124,7 @@ class ConsumerSource:
         """Whether the consumer is there again."""
         if time.monotonic() < self._look_again:
             return False
-        self._look_again = time.monotonic() + _EXPIRES_SECONDS
+        self._look_again = time.monotonic() + _LOOK_AGAIN_SECONDS
         try:
             there = self._loop.call(
                 self._stream.restore_consumer(self._consumer), API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS

@@ -97,8 +97,7 @@ class Connection:
         self._last_error: Exception | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._subscription: Any = None
-        self.lost_at = 0.0
-        """When the last connection ended, ``time.monotonic()``."""
+        self._lost_at = 0.0
         self.on_other_server: Callable[[], object] = lambda: None
         """Called before anything is sent to a server that is not the one of before."""
 
@@ -262,7 +261,7 @@ class Connection:
         if socket is not self._socket:
             return  # An earlier client's, closed late.
         if self._open.is_set():
-            self.lost_at = time.monotonic()
+            self._lost_at = time.monotonic()
             self._open.clear()
             if not self._closing:
                 log.warning("connection to NATS lost (%s); reconnecting", self._redacted())
@@ -275,7 +274,7 @@ class Connection:
                 continue
             try:
                 url = await self._find_url()
-                stuck = time.monotonic() - self.lost_at > _REBUILD_AFTER_SECONDS
+                stuck = time.monotonic() - self._lost_at > _REBUILD_AFTER_SECONDS
                 if self._client.is_closed or stuck or url != self._url:
                     self._url = url
                     await self._rebuild()

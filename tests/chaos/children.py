@@ -48,7 +48,7 @@ def work(options: Options) -> None:
             worker.thread.start()
         join_all(workers, stopping)
         notebook.line("note", what="ending")
-        if options.ending == "close" and options.settings.get("writer") != "off":
+        if options.flush or (options.ending == "close" and options.settings.get("writer") != "off"):
             workers[0].flush()
         end(options.ending)
     notebook.line("note", what="closed")

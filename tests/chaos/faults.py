@@ -22,6 +22,8 @@ from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
 from skialith.wal._waiting import Window
 from skialith.wal._wire import Wire
+from skialith.wal.api import Api
+from skialith.wal.continuity import Continuity
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
@@ -389,6 +391,34 @@ def _write_for_any_owner() -> None:
     _replace(writes, "_lane", lambda agent_id, lease: agent_id)
 
 
+def _take_sequences_for_records() -> None:
+    """A writer that takes what comes at a sequence that it has stored for the record that it stored."""
+    original, stored = EventSink.write, set[int]()
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        original(self, [record for record in records if record.position.seq not in stored])
+        stored.update(record.position.seq for record in records)
+
+    _replace(EventSink, "write", write)
+
+
+def _trust_any_server() -> None:
+    """Whoever lives on does not look what the server that came back has."""
+    _replace(Continuity, "another_server", lambda self: None)
+
+
+def _leave_first_seq_out() -> None:
+    """Streams begin at sequence 1, as they do by default."""
+    original = Api.call
+
+    async def call(self: Api, name: str, body: dict[str, Any] | None = None, **how: Any) -> dict[str, Any]:
+        if name.startswith("STREAM.CREATE.") and body is not None:
+            body = {key: value for key, value in body.items() if key != "first_seq"}
+        return await original(self, name, body, **how)
+
+    _replace(Api, "call", call)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "answer before durable": _answer_before_durable,
@@ -396,6 +426,9 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "acknowledge before durable": _acknowledge_before_durable,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
+    "take sequences for records": _take_sequences_for_records,
+    "trust any server": _trust_any_server,
+    "leave first_seq out": _leave_first_seq_out,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
     "read what a node has": _read_what_a_node_has,

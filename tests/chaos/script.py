@@ -41,7 +41,8 @@ class Options:
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
-    ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
+    ``flush``: also where another process writes. ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call
+    is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Options:
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
+    flush: bool = False
     loop: Literal["asyncio", "uvloop"] = "asyncio"
 
     def text(self) -> str:
@@ -253,7 +255,7 @@ class Worker(Script):
                 self.step = self.resume().step_index
                 return
             except SkialithError as error:
-                if not error.retryable:
+                if not error.retryable and "--adopt-wal" not in str(error):  # which an operator is about to do
                     raise
                 self.stopping.wait(0.1)
 
