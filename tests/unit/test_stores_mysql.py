@@ -368,6 +368,17 @@ def test_a_read_only_server_is_transient(own_server: MariaDB) -> None:
     store.close()
 
 
+def test_a_character_set_that_lacks_characters_is_not_the_records_fault(store: MySqlStore) -> None:
+    record = event(1, event_type="\U0001f99c")
+    with store.writing() as session:
+        session.run("ALTER TABLE agent_events MODIFY event_type VARCHAR(255) CHARACTER SET utf8mb3 NOT NULL")
+    with pytest.raises(StoreDataError, match="error 1366"):
+        store.write_records([record])
+    store.probe("writer")
+    with pytest.raises(StoreUnavailable, match="no record is to blame"):
+        store.probe("writer", record)
+
+
 # ---- lost connections
 
 
@@ -460,7 +471,7 @@ def test_a_lock_that_is_held_for_long_is_transient(own_server: MariaDB) -> None:
 
 
 def test_a_migration_waits_for_another_and_not_for_ever(own_server: MariaDB, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("skialith.stores.mysql.DATABASE_MIGRATION_LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("skialith.stores.mysql.DATABASE_MIGRATION_LOCK_SECONDS", 1)
     store, other = MySqlStore(own_server.url("migrated")), MySqlStore(own_server.url("migrated"))
     with other.migrating(), pytest.raises(StoreUnavailable, match="another process has been migrating"):
         store.migrate()
