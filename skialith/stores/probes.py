@@ -14,6 +14,7 @@ _BODY = b"\xc0"
 _PLACE = Position(1, 1)
 _LARGEST = 2**63 - 1
 _ANY_SIZE = 1 << 40
+_PAGE_BYTES = 2000
 _OF_BYTES = {1: "p", 2: "\u0436", 3: "\u6f22", 4: "\U0001f99c"}
 """A harmless character for each length in UTF-8."""
 
@@ -22,6 +23,14 @@ def plain(kind: Kind) -> Record:
     """A small event or checkpoint with a key that no record has."""
     event_id = "probe" if kind == Kind.EVENT else ""
     return Record(kind, _NAMESPACE, "probe", event_id, os.urandom(16), 0, "probe", 0, 0, _BODY, _PLACE)
+
+
+def wide() -> list[Record]:
+    """An event and a checkpoint with the longest names and numbers; their bodies stay inside a page, as a look costs little."""
+    name, body = _OF_BYTES[4] * MAX_ID_CHARACTERS, bytes(_PAGE_BYTES)
+    record = plain(Kind.EVENT)._replace(agent_id=name, body=body, step_index=_LARGEST, created_us=_LARGEST)
+    event = record._replace(record_id=name, event_type=_OF_BYTES[4] * MAX_EVENT_TYPE_CHARACTERS)
+    return [event, record._replace(kind=Kind.CHECKPOINT, key=os.urandom(16), event_type="")]
 
 
 def step() -> Record:

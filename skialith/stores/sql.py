@@ -225,7 +225,7 @@ class SqlStore(ABC):
         if sink != WRITER:
             self._insert_traces(session, [probes.trace()])
         if sink is None:
-            self._insert_records(session, [probes.graph()])
+            self._insert_records(session, [*probes.wide(), probes.graph()])
             session.insert("payload_parts", rows.PART_COLUMNS, [(os.urandom(16), 0, b"probe")])
             session.insert("dead_letters", rows.DEAD_LETTER_COLUMNS, [rows.of_letter(probes.letter())[0]])
 

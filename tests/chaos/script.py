@@ -39,7 +39,8 @@ class Options:
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
-    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
+    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see
+    ``faults.limit``.
     ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
@@ -62,6 +63,7 @@ class Options:
     die: dict[str, int] = field(default_factory=dict)
     freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
