@@ -244,4 +244,6 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s")
     told = Options(**json.loads(sys.argv[2]))
     faults.limit(told.limits)
+    if told.meek:
+        faults.drop_capabilities()
     PROGRAMS[sys.argv[1]](told)

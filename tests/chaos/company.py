@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import MySQLdb
 import pytest
@@ -39,13 +40,10 @@ OFF = {"writer": "off"}
 
 
 def server(folder: Path) -> MariaDB:
-    """A server whose tables share one file that may not grow over ``TABLESPACE_BYTES``: its disk is as full as a test likes."""
+    """A server with a tablespace that may not grow over ``TABLESPACE_BYTES``; see ``Database.in_one_file``."""
     size = TABLESPACE_BYTES // 1024 // 1024
     return MariaDB(
-        folder,
-        f"--innodb-data-file-path=ibdata1:12M:autoextend:max:{size}M",
-        "--innodb-autoextend-increment=1",
-        "--skip-innodb-file-per-table",
+        folder, f"--innodb-data-file-path=ibdata1:12M:autoextend:max:{size}M", "--innodb-autoextend-increment=1"
     )
 
 
@@ -67,7 +65,16 @@ class Database:
         """For the writers; ``port``: of a proxy."""
         return f"mysql://{self.user}:{self.password}@127.0.0.1:{port or self.server.port}/{self.name}"
 
-    def run(self, sql: str) -> list[tuple[object, ...]]:
+    @contextmanager
+    def in_one_file(self) -> Iterator[None]:
+        """Tables that are made in this block share the server's tablespace, which can be full."""
+        self.run("SET GLOBAL innodb_file_per_table = OFF")
+        try:
+            yield
+        finally:
+            self.run("SET GLOBAL innodb_file_per_table = ON")
+
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
         return self.server.run(sql, database=self.name)
 
     def hang_up(self) -> None:
@@ -98,7 +105,8 @@ def read_only(database: Database) -> Iterator[None]:
 @contextmanager
 def disk_full(database: Database) -> Iterator[None]:
     """With rows that lie in pages of the index: InnoDB gives the last pages to BLOBs and then has none left to undo anything."""
-    database.run("CREATE TABLE ballast (data VARBINARY(8000) NOT NULL)")
+    with database.in_one_file():
+        database.run("CREATE TABLE ballast (data VARBINARY(8000) NOT NULL)")
     try:
         for rows in (1000, 20, 1):
             with pytest.raises(MySQLdb.OperationalError, match="is full"):
@@ -217,8 +225,11 @@ class Log:
     def text(self) -> str:
         return self._child.log.read_bytes()[self._from :].decode("utf-8", "replace")
 
+    def says(self, pattern: str) -> bool:
+        return re.search(pattern, self.text()) is not None
+
     def wait_for(self, pattern: str, seconds: float = NOTICE_SECONDS) -> None:
-        wait_until(lambda: re.search(pattern, self.text()) is not None, seconds, f"{self._child.name} says {pattern!r}")
+        wait_until(lambda: self.says(pattern), seconds, f"{self._child.name} says {pattern!r}")
 
 
 def examined(world: World, url: str) -> list[str]:

@@ -40,7 +40,7 @@ class Options:
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see
-    ``faults.limit``.
+    ``faults.limit``. ``meek``: permissions of files count, though it is root.
     ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
@@ -64,6 +64,7 @@ class Options:
     freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
     limits: dict[str, float] = field(default_factory=dict)
+    meek: bool = False
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
