@@ -50,6 +50,10 @@ class MySqlStore(SqlStore):
 
     name = "mysql"
     table_exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
+    unique_indexes = (
+        "SELECT DISTINCT table_name, index_name FROM information_schema.statistics "
+        "WHERE table_schema = DATABASE() AND non_unique = 0 AND index_name <> 'PRIMARY'"
+    )
 
     def __init__(self, url: str) -> None:
         self.url = redact(url)

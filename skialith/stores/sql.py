@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
-from ..errors import ConfigurationError, InvalidArgument, StoreDataError, StoreUnavailable
+from ..errors import ConfigurationError, InvalidArgument, StoreDataError, StoreMisconfigured, StoreUnavailable
 from ..records import NOWHERE, DeadLetter, Kind, Position, Record, Trace
 from . import graph_read, graphs, lists, probes, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
@@ -39,6 +39,8 @@ class SqlStore(ABC):
     url: str
     table_exists: str
     """Query with a table's name for an argument; gives a row if it is there."""
+    unique_indexes: str
+    """Query that gives table and name of every unique index but the primary keys, of all tables in the database."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Session]:
@@ -61,6 +63,7 @@ class SqlStore(ABC):
     def migrate(self) -> list[int]:
         """Apply the missing migrations; a schema that is up to date is only looked at."""
         with self.reading() as session:
+            self._check_indexes(session)
             if not self._missing(session):
                 return []
         applied = []
@@ -72,6 +75,16 @@ class SqlStore(ABC):
                 session.insert("skialith_migrations", ("version", "name", "applied_us"), [row])
                 applied.append(migration.version)
         return applied
+
+    def _check_indexes(self, session: Session) -> None:
+        """Refuse a unique index that somebody added: an insert passes over what it refuses, as over what is there already."""
+        for table, index in session.rows(self.unique_indexes):
+            if rows.text(table) in rows.TABLES:
+                raise StoreMisconfigured(
+                    f"the table {rows.text(table)} of {self.url} has the unique index {rows.text(index)!r}, which Skialith did "
+                    "not make: a record that it refuses would be taken for one that is stored. Drop it, or make it one that "
+                    "is not unique"
+                )
 
     def _missing(self, session: Session) -> list[Migration]:
         applied: set[int] = set()
@@ -225,6 +238,7 @@ class SqlStore(ABC):
         if sink != WRITER:
             self._insert_traces(session, [probes.trace()])
         if sink is None:
+            self._check_indexes(session)
             self._insert_records(session, [*probes.wide(), probes.graph()])
             session.insert("payload_parts", rows.PART_COLUMNS, [(os.urandom(16), 0, b"probe")])
             session.insert("dead_letters", rows.DEAD_LETTER_COLUMNS, [rows.of_letter(probes.letter())[0]])

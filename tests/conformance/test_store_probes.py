@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from skialith.config import PAYLOAD_PART_BYTES
-from skialith.errors import StoreDataError, StoreUnavailable
+from skialith.errors import StoreDataError, StoreMisconfigured, StoreUnavailable
 from skialith.graphs import Delete, Drop
 from skialith.records import Record
 from skialith.stores import Store
@@ -85,3 +85,18 @@ def test_a_healthy_database_takes_a_probe_of_any_shape(store: Store, sql: Run, r
     for table in TABLES:
         if table != "skialith_migrations":
             assert sql(f"SELECT COUNT(*) FROM {table}") == [(0,)], table
+
+
+def test_a_unique_index_of_somebody_else_is_refused(store: Store, sql: Run) -> None:
+    """Both databases would pass over a record that it refuses, and the writer would acknowledge it: lost without a word."""
+    sql("CREATE TABLE of_somebody_else (name VARCHAR(20))")
+    sql("CREATE UNIQUE INDEX by_name ON of_somebody_else (name)")
+    store.migrate()
+    sql("CREATE UNIQUE INDEX by_step ON agent_events (namespace, step_index)")
+    for look in (store.migrate, store.probe):
+        with pytest.raises(StoreMisconfigured, match="unique index 'by_step'"):
+            look()
+    sql("DROP INDEX by_step" + (" ON agent_events" if store.name == "mysql" else ""))
+    store.migrate()
+    store.probe()
+    sql("DROP TABLE of_somebody_else")
