@@ -379,6 +379,39 @@ def test_a_character_set_that_lacks_characters_is_not_the_records_fault(store: M
         store.probe("writer", record)
 
 
+@pytest.mark.parametrize(
+    "alteration",
+    [
+        "ALTER TABLE agent_events DROP COLUMN step_index",
+        "ALTER TABLE agent_events ADD COLUMN extra INT NOT NULL",
+        "ALTER TABLE agent_events MODIFY step_index TINYINT NOT NULL",
+        "ALTER TABLE agent_events MODIFY created_us DATETIME NOT NULL",
+        "ALTER TABLE agent_events MODIFY event_type ENUM('probe') NOT NULL",
+        "ALTER TABLE agent_events MODIFY body MEDIUMBLOB NOT NULL",
+        "ALTER TABLE agent_events ADD CONSTRAINT short CHECK (body_bytes < 100)",
+        "ALTER TABLE agent_events ADD COLUMN size TINYINT AS (body_bytes) STORED",
+        "ALTER TABLE agent_events PARTITION BY RANGE COLUMNS (record_key) (PARTITION p VALUES LESS THAN (0x01))",
+        "CREATE TRIGGER t BEFORE INSERT ON agent_events FOR EACH ROW SIGNAL SQLSTATE '45000'",
+        "CREATE TRIGGER t BEFORE INSERT ON agent_events FOR EACH ROW INSERT INTO nowhere VALUES (1)",
+        "RENAME TABLE payload_parts TO elsewhere",
+    ],
+)
+def test_no_record_is_blamed_for_what_somebody_did_to_the_tables(store: MySqlStore, alteration: str) -> None:
+    record = event(1, key=b"\xff" * 16, step=1000, body=noise(2_000_000, 1))
+    with store.writing() as session:
+        session.run(alteration)
+    try:
+        store.write_records([record])
+    except StoreDataError:
+        with pytest.raises(StoreUnavailable):
+            store.probe("writer")
+            store.probe("writer", record)
+    except StoreUnavailable as error:
+        assert "error" in str(error)
+    else:
+        pytest.fail("it was stored")
+
+
 # ---- lost connections
 
 
