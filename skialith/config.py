@@ -173,8 +173,11 @@ DATABASE_TRUST_SECONDS = 1.0
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
 DATABASE_LOCK_SECONDS = 10
-"""How long a statement waits for another transaction's row lock; less than ``DATABASE_STATEMENT_SECONDS``, so that the
-database and not the driver ends the wait."""
+"""How long a statement waits for another transaction's lock on a row or a table (backup, ALTER); less than
+``DATABASE_STATEMENT_SECONDS``, so that the database and not the driver ends the wait: what a driver gives up goes on waiting in
+the server, one connection more at every try."""
+DATABASE_IDLE_SECONDS = 30
+"""After this a server ends a transaction whose client has gone silent, and gives its row locks to others."""
 DATABASE_CONNECTIONS = 8
 """Connections one store holds at most; further callers wait for one to be returned."""
 DATABASE_CHECKOUT_SECONDS = 30.0

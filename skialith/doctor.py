@@ -332,7 +332,10 @@ def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
     text = f"{plural(records, 'record')} behind, the oldest by {span(seconds)}" if records else "up to date"
     if records and not pulls:
         return Finding(
-            name, "warn", f"{text}; no writer is running", "start `skialith writer`, or an agent with writer on"
+            name,
+            "warn",
+            f"{text}; no writer asks for them",
+            "start `skialith writer`, or an agent with writer on; those that run wait for their database",
         )
     if seconds > _LAG_WARN_SECONDS:
         return Finding(
@@ -368,7 +371,7 @@ def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
         return
     yield Finding("database", "ok", printable(store.url))
     if (error := _failing(partial(store.counts, config.namespace))) is not None:
-        fix = "run `skialith migrate` (the first writer does it too)"
+        fix = "run `skialith migrate` if the database is new (the first writer does it too)"
         yield Finding("tables", "warn", f"the tables cannot be read: {error}", fix)
         return
     if (error := _failing(store.probe)) is not None:

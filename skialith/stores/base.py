@@ -142,11 +142,12 @@ class Store(Protocol):
     def ping(self) -> None:
         """Return if the database answers ``SELECT 1``."""
 
-    def probe(self, sink: str | None = None) -> None:
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None:
         """Return if a well-formed record can be inserted now; inserts one and rolls it back.
 
-        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None all three. A row that is
-        refused while this returns is bad itself.
+        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None a row in every table. With
+        ``like`` only a harmless one of its lengths and numbers is tried, as far as Skialith allows them: a row that is refused
+        while that one is taken is bad itself. Never raises ``StoreDataError``: whoever refuses these is unavailable.
         """
 
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:

@@ -42,6 +42,10 @@ class SqliteStore(SqlStore):
 
     name = "sqlite"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    unique_indexes = (
+        "SELECT t.name, i.name FROM sqlite_master t, pragma_index_list(t.name) i "
+        "WHERE t.type = 'table' AND i.\"unique\" = 1 AND i.origin <> 'pk'"
+    )
 
     def __init__(self, url: str, *, power: bool = False) -> None:
         self.url = redact(url)

@@ -74,8 +74,8 @@ class Sink(Protocol):
     def ping(self) -> None:
         """Return if the database answers."""
 
-    def probe(self) -> None:
-        """Return if the database takes a well-formed record now."""
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed record now; with ``like`` a harmless one of that shape."""
 
     def bury(self, letter: DeadLetter) -> None:
         """Store one dead letter, idempotently; it is committed when it returns."""
@@ -88,7 +88,7 @@ class Database(Protocol):
 
     def ping(self) -> None: ...
 
-    def probe(self, sink: str | None = None) -> None: ...
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None: ...
 
 
 class EventDatabase(Database, Protocol):
@@ -117,8 +117,8 @@ class _DatabaseSink:
     def ping(self) -> None:
         self._database.ping()
 
-    def probe(self) -> None:
-        self._database.probe(self.name)
+    def probe(self, like: Record | None = None) -> None:
+        self._database.probe(self.name, like)
 
     def bury(self, letter: DeadLetter) -> None:
         self._database.write_dead_letter(letter)
@@ -164,6 +164,10 @@ class TraceSink(_DatabaseSink):
     def __init__(self, store: TraceDatabase) -> None:
         super().__init__(store)
         self._store = store
+
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed trace now."""
+        self._database.probe(self.name, None if like is None else trace_of(like))
 
     def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""

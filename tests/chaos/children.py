@@ -264,4 +264,8 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s")
-    PROGRAMS[sys.argv[1]](Options(**json.loads(sys.argv[2])))
+    told = Options(**json.loads(sys.argv[2]))
+    faults.limit(told.limits)
+    if told.meek:
+        faults.drop_capabilities()
+    PROGRAMS[sys.argv[1]](told)

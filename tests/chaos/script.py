@@ -40,9 +40,9 @@ class Options:
     ``claim``: whether agents are owned before they write.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
-    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
-    ``flush``: also where another process writes. ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call
-    is cancelled; ``loop``: what it is awaited on.
+    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see
+    ``faults.limit``. ``meek``: permissions of files count, though it is root. ``flush``: also where another process writes.
+    ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -65,6 +65,8 @@ class Options:
     die: dict[str, int] = field(default_factory=dict)
     freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
+    meek: bool = False
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
