@@ -148,6 +148,14 @@ WRITER_ASIDE_RECORDS = 10_000
 """Records given back alone that one writer remembers, to try them alone when they return."""
 WRITER_BODY_READS = 3
 """A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
+WRITER_SUSPECT_DELIVERIES = 3
+"""From this delivery on a record is first stored by a process of its own: a writer may have died of it."""
+WRITER_DEATHS = 3
+"""So many processes of its own must die of a record, one after the other, before it is given up."""
+WRITER_APART_SECONDS = 60.0
+"""How long the process of its own may take for one record, or to start."""
+WRITER_MEMORY_TRIES = 3
+"""A record for which alone there is not memory enough is given back and tried so many times before it is given up."""
 WRITER_WARN_SECONDS = 30.0
 """A failure that goes on is logged at once and then at most this often, with counts."""
 BACKOFF_FIRST_SECONDS = 0.1

@@ -32,6 +32,7 @@ from .stores.base import Store
 from .wal.client import Wal
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
+from .writer.apart import Apart
 from .writer.drain import Drain, DrainStatus
 from .writer.sinks import EventSink, TraceSink
 
@@ -164,6 +165,9 @@ class Runtime:
                 self.config.namespace,
                 on_progress=self._trimmer.note,
                 before_first=binder.bind,
+                apart=Apart(
+                    [sink.name, self.config.namespace, self.config.store_url, self.config.durability == "power"]
+                ),
             )
             self._drains.append(drain)
         self._prepare_store(binder)

@@ -25,7 +25,7 @@ from ..config import (
     MAX_ID_CHARACTERS,
     redact,
 )
-from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable
+from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable, making_rows
 from .mysql_errors import translate
 from .pool import Pool
 from .rows import Row
@@ -192,9 +192,10 @@ class _Session:
         longest = self._connection.longest_statement
         done = 0
         while done < len(values):
-            statement, done = _rows.insert(
-                head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
-            )
+            with making_rows():
+                statement, done = _rows.insert(
+                    head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
+                )
             self._connection.query(statement)
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..config import DATABASE_STATEMENT_ROWS
-from ..errors import ConfigurationError, InvalidArgument
+from ..errors import ConfigurationError, InvalidArgument, making_rows
 from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
 from . import graph_read, graphs, lists, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
@@ -116,10 +116,12 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        plain, operations = rows.by_tables(records)
-        events, checkpoints, large = rows.of_records(rows.in_order(plain))
+        with making_rows():
+            plain, operations = rows.by_tables(records)
+            events, checkpoints, large = rows.of_records(rows.in_order(plain))
+            steps = rows.of_steps(events)
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
-        if steps := rows.of_steps(events):
+        if steps:
             session.insert("agent_steps", rows.STEP_COLUMNS, steps)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -149,10 +151,12 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        in_order = rows.in_order(traces)
+        with making_rows():
+            in_order = rows.in_order(traces)
         for start in range(0, len(in_order), DATABASE_STATEMENT_ROWS):
-            some = in_order[start : start + DATABASE_STATEMENT_ROWS]
-            session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(some))
+            with making_rows():
+                some = rows.of_traces(in_order[start : start + DATABASE_STATEMENT_ROWS])
+            session.insert("agent_traces", rows.TRACE_COLUMNS, some)
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""

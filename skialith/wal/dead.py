@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -47,14 +48,14 @@ def letter_data(letter: DeadLetter) -> bytes:
     )
 
 
-def letter_from(data: bytes, namespace: str) -> DeadLetter:
-    """The reverse of :func:`letter_data`; the record is decoded again from the raw message."""
+def letter_from(data: bytes, namespace: str, *, decodes: bool = True) -> DeadLetter:
+    """The reverse of :func:`letter_data`; the record is decoded again from the raw message, if it was when it was given up."""
     _, key, sink, subject, time_ns, seq, code, error, dead_us, raw = ormsgpack.unpackb(data)
     position = Position(time_ns, seq)
-    try:
-        record: Record | None = decode_record(namespace, raw, position)
-    except ValueError:
-        record = None
+    record: Record | None = None
+    if decodes:
+        with contextlib.suppress(ValueError):
+            record = decode_record(namespace, raw, position)
     return DeadLetter(key, sink, namespace, subject, position, code, error, dead_us, raw, record)
 
 
@@ -126,6 +127,7 @@ class DeadLetters:
         letters: list[tuple[int, DeadLetter]] = []
         seen: set[tuple[str, bytes]] = set()
         seq = 1
+        undecodable = self._stream.subjects.dead_letter(letter_kind(None), "")
         while True:
             query: dict[str, Any] = {
                 "seq": seq,
@@ -137,8 +139,9 @@ class DeadLetters:
             if not messages:
                 return letters
             for message in messages:
-                seq = int((message.headers or {})["Nats-Sequence"])
-                letter = letter_from(message.data, self._stream.namespace)
+                headers = message.headers or {}
+                seq, decodes = int(headers["Nats-Sequence"]), headers["Nats-Subject"] != undecodable
+                letter = letter_from(message.data, self._stream.namespace, decodes=decodes)
                 if copies or (letter.sink, letter.key) not in seen:
                     seen.add((letter.sink, letter.key))
                     letters.append(

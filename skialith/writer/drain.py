@@ -15,7 +15,6 @@ from ..config import (
     ERROR_TEXT_CHARACTERS,
     WRITER_BATCH_BYTES,
     WRITER_BATCH_ROWS,
-    WRITER_BODY_READS,
     WRITER_CONNECTION_LOSSES,
     WRITER_GIVE_BACK_SECONDS,
     WRITER_LINGER_SECONDS,
@@ -23,7 +22,8 @@ from ..config import (
 )
 from ..errors import BodyMissing, StoreConnectionLost, StoreDataError, StoreUnavailable
 from ..records import Message, Record
-from .batch import Batch, Undecodable, decode, decode_run
+from .apart import Apart, suspects
+from .batch import Batch, Deadly, Endless, Undecodable, decode, decode_run, tries
 from .dead_letters import bury, letter_for
 from .held import Aside, Held
 from .outage import Outage, Throttle
@@ -70,6 +70,7 @@ class Drain:
 
     ``on_progress`` is called on the drain's thread after every acknowledgement and must return at once.
     ``before_first`` is called there until it succeeds, before anything is pulled (schema, binding of the log).
+    ``apart``: the process that stores records which writers may have died of; None handles them like all others.
     ``random`` and ``clock`` are for tests. A drain is started once and may be stopped before it started, and twice.
     """
 
@@ -81,6 +82,7 @@ class Drain:
         *,
         on_progress: Callable[[], None] = _nothing,
         before_first: Callable[[], None] = _nothing,
+        apart: Apart | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class Drain:
         self._namespace = namespace
         self._on_progress = on_progress
         self._before_first = before_first
+        self._apart = apart
         self._clock = clock
         self._pulling = Outage(f"{sink.name}: cannot read the log", random=random, clock=clock)
         self._storing = Outage(f"{sink.name}: cannot store records", random=random, clock=clock)
@@ -162,6 +165,8 @@ class Drain:
                     self._trouble(error, self._clock())
                     self.pause(self._storing.pause())
         finally:
+            if self._apart is not None:
+                self._apart.close()
             self._ended.set()
 
     def _prepare(self) -> None:
@@ -231,7 +236,7 @@ class Drain:
             self.pause(self._pulling.pause())
             return
         self._pulling.over()
-        self._held.take(messages)
+        self._held.take(messages, suspects(messages) if self._apart is not None else ())
         self._pulled_at = self._clock()
         while not self._stopping.is_set() and (batch := self._held.next(self.decode, self.decode_run)) is not None:
             began = self._clock()
@@ -248,12 +253,24 @@ class Drain:
         message = batch.messages[0]
         if batch.refused is not None:
             self._bury(message, next(iter(batch.rows()), None), batch.refused)
-        else:
+        elif not self._stored_apart(batch):
             if batch.records is None:
                 batch.records = [self.decode(message)]
             if records := batch.rows():
                 self.write(records)
         self.ack(batch.messages)
+
+    def _stored_apart(self, batch: Batch) -> bool:
+        """Whether a process of its own has stored a suspect. What it only survived is stored here, where its errors count."""
+        if not batch.apart or self._apart is None:
+            return False
+        self._writing = True
+        try:
+            stored = self._apart.store(batch.messages[0], self._source)
+        finally:
+            self._writing = False
+        batch.apart = False
+        return stored
 
     def _settled(self, batch: Batch) -> None:
         rows = len(batch.rows())
@@ -280,20 +297,18 @@ class Drain:
 
     def _failed(self, batch: Batch, error: Exception, began: float) -> None:
         """Decide what a failed try means: halve, bury, try again, give one record back, or give everything back."""
+        if isinstance(error, Endless):
+            self._set_aside(batch, error)
+            return
         if isinstance(error, StoreDataError) and batch.refused is None:
             if len(batch.messages) > 1:
                 self._held.halve(batch)
                 return
             away = self._database_error()
-            if away is None:
-                self._refuse(batch, error)
-                return
-            error = away
-        if isinstance(error, Undecodable):
-            self._refuse(batch, error)
-            return
-        if isinstance(error, BodyMissing):
-            if self._aside.times(batch.messages[0]) + 1 >= WRITER_BODY_READS:
+            if away is not None:
+                error = away
+        if isinstance(error, (StoreDataError, Undecodable, BodyMissing, Deadly)) and batch.refused is None:
+            if self._aside.times(batch.messages[0], error) + 1 >= tries(error):
                 self._refuse(batch, error)
             else:
                 self._set_aside(batch, error)
@@ -342,7 +357,7 @@ class Drain:
     def _set_aside(self, batch: Batch, error: Exception) -> None:
         """Give one record back for a growing while: never lost, and never in the way of the others."""
         message = batch.messages[0]
-        delay = self._aside.add(message)
+        delay = self._aside.add(message, error)
         self._note(error)
         self._status = replace(self._status, aside=len(self._aside))
         if count := self._say_aside.due():
@@ -362,6 +377,8 @@ class Drain:
 
     def _refuse(self, batch: Batch, error: Exception) -> None:
         batch.refused = error
+        if isinstance(error, Deadly) and error.decodes:
+            batch.records = [self._apart.record(batch.messages[0], self._source)] if self._apart is not None else None
         self._held.again(batch)
 
     def _bury(self, message: Message, record: Record | None, error: Exception) -> None:
