@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from . import _fastpath
 from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
@@ -253,16 +254,14 @@ class Runtime:
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        deadline = time.monotonic() + self.config.timeout
-        keys: set[bytes] = set()
-        if self.wal.dead_count(deadline):
-            dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
+        # By subject, which tells the agent of what does not decode too.
+        tokens = {_fastpath.subject_token(agent_id) for agent_id in self._agents}
+        since = Position(self._since.time_ns, self._since.seq + 1)
+        letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
+        dead = [(each.subject, each.key) for each in letters if each.sink == WRITER and each.position >= since]
         if not isinstance(self._reading(), NothingStored):
-            since = Position(self._since.time_ns, self._since.seq + 1)
-            found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._agents)
-        return len(keys)
+            dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
         return [drain.status() for drain in self._drains]

@@ -225,7 +225,7 @@ class Store(Protocol):
         """
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``."""
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""

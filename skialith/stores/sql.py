@@ -304,14 +304,14 @@ class SqlStore(ABC):
             return read.letters(session, namespace, sink, after, limit, whole)
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``."""
         query = (
-            "SELECT agent_id, record_key FROM dead_letters WHERE namespace = ? AND sink = ? AND agent_id IS NOT NULL "
+            "SELECT subject, record_key FROM dead_letters WHERE namespace = ? AND sink = ? "
             "AND (store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))"
         )
         with self.reading() as session:
             found = session.rows(query, (namespace, sink, since.time_ns, since.time_ns, since.seq))
-            return [(rows.text(agent_id), bytes(key)) for agent_id, key in found]
+            return [(rows.text(subject), bytes(key)) for subject, key in found]
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""

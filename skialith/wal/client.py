@@ -172,10 +172,6 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
-    def dead_heads(self, deadline: float) -> list[Record]:
-        """All records that stand in the dead-letter stream, large bodies left out."""
-        return self._call(lambda: self.dead.heads(deadline), deadline)
-
     def dead_letters(self, deadline: float, *, whole: bool) -> list[DeadLetter]:
         """What stands in the dead-letter stream, oldest first; large bodies only if ``whole``."""
         if not self.dead_count(deadline):

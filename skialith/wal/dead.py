@@ -87,11 +87,6 @@ class DeadLetters:
         subject = subjects.dead_graphs if thread_name is None else subjects.dead_letter("graph", thread_name)
         return await self._records(subject, deadline)
 
-    async def heads(self, deadline: float) -> list[Record]:
-        """The records among all dead letters of sink ``writer``, large bodies left out."""
-        letters = await self._numbered(self._stream.subjects.dead, deadline, bodies=False)
-        return [letter.record for _, letter in letters if letter.record is not None and letter.sink == "writer"]
-
     async def _records(self, subject: str, deadline: float) -> list[Record]:
         letters = await self.read(subject, deadline)
         return [letter.record for letter in letters if letter.record is not None and letter.sink == "writer"]

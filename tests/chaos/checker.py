@@ -6,7 +6,7 @@ import bisect
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .evidence import APPENDS, Call, Evidence
@@ -64,7 +64,8 @@ class Fate:
 class Checker:
     """Compares what was promised with what is there.
 
-    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``grace``: seconds that a call may
+    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``discarded``: key of each record that
+    an operator gave up, which must be nowhere. ``grace``: seconds that a call may
     last longer than its timeout. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server
     lived through it, so that every record stands where its first PubAck said.
     """
@@ -76,6 +77,7 @@ class Checker:
         log: LogState,
         *,
         dead: Iterable[tuple[str, str]] = (),
+        discarded: Mapping[tuple[str, str], bytes] | None = None,
         grace: float = 2.0,
         settled: bool = True,
         steady: bool = False,
@@ -84,6 +86,7 @@ class Checker:
         self._tables = tables
         self._log = log
         self._expected_dead = set(dead)
+        self._discarded = dict(discarded or {})
         self._grace = grace
         self._settled = settled
         self._steady = steady
@@ -125,7 +128,10 @@ class Checker:
         for name, copies in kept.items():
             self._check_copies(kind, name, fates.get(name), copies)
         for name, fate in fates.items():
-            if fate.acknowledged and name not in kept:
+            if name in self._discarded:
+                if name in kept:
+                    self._verdict.fault(f"{kind} {name} was discarded and is there")
+            elif fate.acknowledged and name not in kept:
                 self._verdict.lost += 1
                 self._verdict.fault(f"LOST: {kind} {name} was acknowledged at sequence {fate.seq} and is nowhere")
             if fate.acknowledged and name in self._expected_dead and name not in buried:
@@ -305,7 +311,7 @@ class Checker:
 
     def _check_histories(self) -> None:
         """A history is in order, each event once, and holds all that was acknowledged before; at the end, all there is."""
-        letters = [letter for letter in self._letters_of_writer() if letter.kind == "event"]
+        letters = [letter for letter in self._letters_of_writer() if letter.kind == "event" and letter.decoded]
         rows: dict[str, list[Row]] = defaultdict(list)
         for row in (*self._tables.events, *letters):
             rows[row.agent].append(row)
@@ -338,7 +344,7 @@ class Checker:
         traces = Counter(self._tables.traces)
         buried = {letter.key for letter in self._letters if letter.sink == "trace_ingest"}
         events = {row.key for row in self._tables.events}
-        known = events | {letter.key for letter in self._letters_of_writer()}
+        known = events | {letter.key for letter in self._letters_of_writer()} | set(self._discarded.values())
         for key, count in traces.items():
             if count > 1:
                 self._verdict.duplicates += count - 1

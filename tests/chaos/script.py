@@ -40,6 +40,7 @@ class Options:
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
+    ``poison``: a place and a doing of :mod:`poisoned`.
     ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
@@ -62,6 +63,7 @@ class Options:
     die: dict[str, int] = field(default_factory=dict)
     freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
+    poison: list[str] = field(default_factory=list)
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
