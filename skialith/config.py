@@ -148,6 +148,8 @@ WRITER_ASIDE_RECORDS = 10_000
 """Records given back alone that one writer remembers, to try them alone when they return."""
 WRITER_BODY_READS = 3
 """A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
+CLOCK_STEP_CHECKPOINTS = 10_000
+"""How many checkpoints of an agent the clock of the log's server may be set back over without ``resume()`` going back with it."""
 WRITER_SUSPECT_DELIVERIES = 3
 """From this delivery on a record is first stored by a process of its own: a writer may have died of it."""
 WRITER_DEATHS = 3

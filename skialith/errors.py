@@ -185,6 +185,10 @@ class StoreDataError(StoreError):
     code: int = 0
 
 
+class RecordIncomplete(StoreError, ValueError):
+    """A bug of the caller's, which speaks against no record: it came to be stored without its body."""
+
+
 @contextmanager
 def making_rows() -> Iterator[None]:
     """Whatever a conversion raises speaks against what is converted, and not against the database: ``StoreDataError``."""

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from .config import HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, STEP_MEMORY_BYTES, STEP_PAGE_RECORDS
 from .errors import BodyMissing, StoreUnavailable, WalRejected
-from .records import NOWHERE, Position, Record, is_step
+from .records import NOWHERE, Position, Record, is_step, supersedes
 from .stores.base import StepEntry
 
 
@@ -39,6 +39,7 @@ class PastStore(Protocol):
     ) -> list[tuple[Record, bool]]: ...
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
+    def last_event(self, namespace: str, agent_id: str) -> Position: ...
     def steps(
         self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
     ) -> list[StepEntry]: ...
@@ -56,6 +57,9 @@ class NothingStored:
 
     def latest_checkpoint(self, *_: object, **__: object) -> Record | None:
         return None
+
+    def last_event(self, *_: object) -> Position:
+        return NOWHERE
 
     def steps(self, *_: object, **__: object) -> list[StepEntry]:
         return []
@@ -98,14 +102,24 @@ class History:
         end = self._wal.end(self._deadline())
         dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
         cursor = after
+        heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
+        end = self._end_of_all(max([end, *(record.position for record in (*heads, *dead))]))
         while True:
-            heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
             upper = min(heads[-1].position, end) if more else end
             buried = [record for record in dead if cursor < record.position <= upper]
             yield from self._between(cursor, upper, heads, buried, at_once)
             if upper >= end:
                 return
             cursor = upper
+            heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
+
+    def _end_of_all(self, end: Position) -> Position:
+        """``end``, or the last event in the database if that stands in the future of the log's server: its clock was set back.
+
+        What is merely stored since ``end`` was asked for may have something before it that is not, so it is no end.
+        """
+        last = self._store().last_event(self._namespace, self._agent_id)
+        return last if last > end and last.time_ns > self._wal.end(self._deadline()).time_ns else end
 
     def _between(
         self,
@@ -361,7 +375,7 @@ def newest_of(agent_id: str, found: Record | None, row: Record | StoreUnavailabl
 
 
 def _newer(one: Record | None, other: Record) -> Record:
-    if one is None or one.position < other.position or one.key == other.key:
+    if one is None or one.key == other.key or supersedes(other, one):
         return other
     return one
 

@@ -258,7 +258,11 @@ class Runtime:
         tokens = {_fastpath.subject_token(agent_id) for agent_id in self._agents}
         since = Position(self._since.time_ns, self._since.seq + 1)
         letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
-        dead = [(each.subject, each.key) for each in letters if each.sink == WRITER and each.position >= since]
+        dead = [
+            (each.subject, each.key)
+            for each in letters
+            if each.sink == WRITER and (each.position.time_ns >= since.time_ns or each.position.seq >= since.seq)
+        ]
         if not isinstance(self._reading(), NothingStored):
             dead += self.store.dead_keys(self.config.namespace, WRITER, since)
         return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})

@@ -251,6 +251,11 @@ class SqlStore(ABC):
         with self.reading() as session:
             return read.steps(session, (namespace, agent_id), after, limit, max_bytes)
 
+    def last_event(self, namespace: str, agent_id: str) -> Position:
+        """Position of the agent's last event, dead letters included."""
+        with self.reading() as session:
+            return read.last_event(session, namespace, agent_id)
+
     def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None:
         """The event with this key, dead letters included."""
         with self.reading() as session:
@@ -304,13 +309,13 @@ class SqlStore(ABC):
             return read.letters(session, namespace, sink, after, limit, whole)
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Subject and key of every dead letter of ``sink`` at or behind ``since``."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``, by time or by sequence."""
         query = (
             "SELECT subject, record_key FROM dead_letters WHERE namespace = ? AND sink = ? "
-            "AND (store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))"
+            "AND (store_time_ns >= ? OR seq >= ?)"
         )
         with self.reading() as session:
-            found = session.rows(query, (namespace, sink, since.time_ns, since.time_ns, since.seq))
+            found = session.rows(query, (namespace, sink, since.time_ns, since.seq))
             return [(rows.text(subject), bytes(key)) for subject, key in found]
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:

@@ -67,7 +67,8 @@ class Checker:
     ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``discarded``: key of each record that
     an operator gave up, which must be nowhere. ``grace``: seconds that a call may
     last longer than its timeout. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server
-    lived through it, so that every record stands where its first PubAck said.
+    lived through it, so that every record stands where its first PubAck said. ``by_sequence``: whether order is by sequence
+    alone, because the server's clock did not go on steadily.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Checker:
         grace: float = 2.0,
         settled: bool = True,
         steady: bool = False,
+        by_sequence: bool = False,
     ) -> None:
         self._evidence = evidence
         self._tables = tables
@@ -90,6 +92,7 @@ class Checker:
         self._grace = grace
         self._settled = settled
         self._steady = steady
+        self._by_sequence = by_sequence
         self._verdict = Verdict()
         self._events = _fates(evidence.of("event", "events"))
         self._checkpoints = _fates(evidence.of("checkpoint"))
@@ -173,7 +176,7 @@ class Checker:
                         f"ORDER: {agent}: {fate.identity} at {position} was intended when {holder} at {highest} was over"
                     )
                 heapq.heappush(over, (fate.ended, position, fate.identity))
-        positions = {(row.agent, row.identity): row.position for row in self._tables.events}
+        positions = {(row.agent, row.identity): self._where(row) for row in self._tables.events}
         for call in self._evidence.of("events"):
             places = [
                 positions[call.agent, identity]
@@ -203,8 +206,12 @@ class Checker:
             for row in rows:
                 fate = fates.get((row.agent, row.identity))
                 if fate is not None:
-                    placed[row.agent].append((fate, row.position))
+                    placed[row.agent].append((fate, self._where(row)))
         return placed
+
+    def _where(self, row: Row) -> tuple[int, int]:
+        """Its place in the order of the log."""
+        return (0, row.position[1]) if self._by_sequence else row.position
 
     # ---- resume
 
@@ -247,8 +254,8 @@ class Checker:
     def _check_takeovers(self) -> None:
         """Behind the first record of a new owner stands nothing of an old one, and what the old one began then failed."""
         positions = {
-            **{(row.agent, row.identity): row.position for row in self._tables.events},
-            **{(row.agent, row.identity): row.position for row in self._tables.checkpoints},
+            **{(row.agent, row.identity): self._where(row) for row in self._tables.events},
+            **{(row.agent, row.identity): self._where(row) for row in self._tables.checkpoints},
         }
         claims: dict[str, list[Call]] = defaultdict(list)
         for call in self._evidence.of("resume"):
