@@ -17,7 +17,7 @@ class PastLog(Protocol):
     """What is read of the log."""
 
     def end(self, deadline: float) -> Position: ...
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]: ...
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]: ...
     def with_body(self, record: Record, deadline: float) -> Record: ...
     def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None: ...
     def dead_records(self, agent_id: str, kind: str, deadline: float) -> list[Record]: ...
@@ -103,7 +103,13 @@ class History:
         dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
         cursor = after
         heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
-        end = self._end_of_all(max([end, *(record.position for record in (*heads, *dead))]))
+        places = [record.position for record in heads]
+        end, ahead = self._end_of_all(max([end, *(record.position for record in dead)]), places)
+        while more and ahead:
+            # Times do not go on with the sequences, so no page of the log bounds what stands in another one.
+            some, more = self._wal.events(self._agent_id, after, self._deadline(), heads[-1].position.seq + 1)
+            heads += some
+            end = max([end, *(record.position for record in some)])
         while True:
             upper = min(heads[-1].position, end) if more else end
             buried = [record for record in dead if cursor < record.position <= upper]
@@ -113,13 +119,16 @@ class History:
             cursor = upper
             heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
 
-    def _end_of_all(self, end: Position) -> Position:
-        """``end``, or the last event in the database if that stands in the future of the log's server: its clock was set back.
+    def _end_of_all(self, end: Position, places: list[Position]) -> tuple[Position, bool]:
+        """The end of what there is in the log (``places`` of its first page) and the database, and whether the clock of the log's
+        server was set back: then something stands in its future.
 
         What is merely stored since ``end`` was asked for may have something before it that is not, so it is no end.
         """
         last = self._store().last_event(self._namespace, self._agent_id)
-        return last if last > end and last.time_ns > self._wal.end(self._deadline()).time_ns else end
+        ahead = last > end and last.time_ns > self._wal.end(self._deadline()).time_ns
+        furthest = max([end, *places, *([last] if ahead else [])])
+        return furthest, ahead or furthest > end or places != sorted(places)
 
     def _between(
         self,

@@ -191,8 +191,8 @@ class Wal:
     def end(self, deadline: float) -> Position:
         return self._call(lambda: self.reader.end(deadline), deadline)
 
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        return self._call(lambda: self.reader.events(agent_id, after, deadline, seq), deadline)
 
     def operations(self, thread_name: str | None, deadline: float) -> Operations:
         """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
