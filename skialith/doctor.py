@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 from .cli_settings import NothingHere, check_something_here
 from .cli_show import group_line, plural, printable, size, span, when
 from .cli_sql import sqlite_file
-from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
+from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config
 from .errors import SkialithError, WalError, WalUnavailable
 from .losses import Loss, losses
 from .records import Position
 from .stores import open_store
 from .stores.base import Store
+from .urls import redact
 from .wal.api import time_ns
 from .wal.client import Wal
 from .wal.continuity import shown
@@ -38,6 +39,10 @@ _DISK_WARN_BYTES = 1024 * 1024 * 1024
 _NO_MAJORITY = (
     "start the nodes that are down: a majority must run and reach each other. Nothing that was acknowledged is lost by this, "
     "and calls are retried until their timeout"
+)
+_SET_BACK = (
+    "set it by NTP, in small steps. Until it has caught up, histories show what is saved now before what stands ahead, and what "
+    "a writer held that died waits: delete the consumers `writer` and `trace_ingest` of the stream, they are made anew"
 )
 
 
@@ -284,7 +289,8 @@ class _Log:
                 "clock",
                 "warn",
                 f"this clock and the server's are {span(apart)} apart",
-                "set both by NTP: times of events and lags shown are off by that; order and durability are not",
+                "set both by NTP, in small steps: times of events and lags shown are off by that; durability is not, and order "
+                "only when the server's clock is set back (docs/PRODUCTION.md)",
             )
         return Finding("clock", "ok", f"within {span(max(apart, ended - began, 0.1))} of the server's")
 
@@ -384,9 +390,18 @@ def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
     yield _binding(config, bound, log.wal_id)
     if bound is not None and bound == log.wal_id:
         yield from _losses(config, store, log)
+    yield from _order(config, store)
     if counts.dead_letters:
         fix = "`skialith dead-letters list` shows them; replay or discard them"
         yield Finding("dead letters", "warn", f"{counts.dead_letters:,} in the table", fix)
+
+
+def _order(config: Config, store: Store) -> Iterator[Finding]:
+    """Whether stored records stand ahead of this clock."""
+    ahead = Position(time.time_ns() + int(_CLOCK_WARN_SECONDS * 1e9), 0)
+    if (later := store.traces(config.namespace, after=ahead, limit=1)[0]) != []:
+        text = f"records stand up to {span((later[0].position.time_ns - time.time_ns()) / 1e9)} or more ahead of this clock"
+        yield Finding("order", "warn", f"{text}: the clock of the log's server was set back, or is ahead", _SET_BACK)
 
 
 def _binding(config: Config, bound: str | None, wal_id: str | None) -> Finding:

@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
+from . import _fastpath
 from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
@@ -35,8 +36,10 @@ from .wal.client import Wal
 from .wal.continuity import Run, Setback, shown, without
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
-from .writer.drain import Drain, DrainStatus
+from .writer.apart import Apart
+from .writer.drain import Drain
 from .writer.sinks import BoundSource, EventSink, TraceSink
+from .writer.status import DrainStatus
 
 log = logging.getLogger("skialith")
 
@@ -170,6 +173,9 @@ class Runtime:
                 self.config.namespace,
                 on_progress=self._trimmer.note,
                 before_first=binder.bind,
+                apart=Apart(
+                    [sink.name, self.config.namespace, self.config.store_url, self.config.durability == "power"]
+                ),
             )
             self._drains.append(drain)
         self._prepare_store(binder)
@@ -288,16 +294,18 @@ class Runtime:
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        deadline = time.monotonic() + self.config.timeout
-        keys: set[bytes] = set()
-        if self.wal.dead_count(deadline):
-            dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
+        # By subject, which tells the agent of what does not decode too.
+        tokens = {_fastpath.subject_token(agent_id) for agent_id in self._agents}
+        since = Position(self._since.time_ns, self._since.seq + 1)
+        letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
+        dead = [
+            (each.subject, each.key)
+            for each in letters
+            if each.sink == WRITER and (each.position.time_ns >= since.time_ns or each.position.seq >= since.seq)
+        ]
         if not isinstance(self._reading(), NothingStored):
-            since = Position(self._since.time_ns, self._since.seq + 1)
-            found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._agents)
-        return len(keys)
+            dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
         return [drain.status() for drain in self._drains]

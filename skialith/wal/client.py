@@ -193,10 +193,6 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
-    def dead_heads(self, deadline: float) -> list[Record]:
-        """All records that stand in the dead-letter stream, large bodies left out."""
-        return self._call(lambda: self.dead.heads(deadline), deadline)
-
     def dead_letters(self, deadline: float, *, whole: bool) -> list[DeadLetter]:
         """What stands in the dead-letter stream, oldest first; large bodies only if ``whole``."""
         if not self.dead_count(deadline):
@@ -216,8 +212,8 @@ class Wal:
     def end(self, deadline: float) -> Position:
         return self._call(lambda: self.reader.end(deadline), deadline)
 
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        return self._call(lambda: self.reader.events(agent_id, after, deadline, seq), deadline)
 
     def operations(self, thread_name: str | None, deadline: float) -> Operations:
         """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""

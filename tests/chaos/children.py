@@ -18,7 +18,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, faults, signalled, stepping
+from . import awaited, faults, poisoned, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -77,6 +77,8 @@ def write(options: Options) -> None:
     """A writer, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
     faults.install(options.die, options.freeze, options.break_)
+    if options.poison:
+        poisoned.install(*options.poison)
     with open_agent("~writer", options, stopping, notebook):
         notebook.line("note", what="ready")
         deadline = time.monotonic() + LIFE_SECONDS

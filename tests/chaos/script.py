@@ -42,6 +42,7 @@ class Options:
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
     points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see
     ``faults.limit``. ``meek``: permissions of files count, though it is root. ``flush``: also where another process writes.
+    ``poison``: a place and a doing of :mod:`poisoned`.
     ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
@@ -67,6 +68,7 @@ class Options:
     break_: str = ""
     limits: dict[str, float] = field(default_factory=dict)
     meek: bool = False
+    poison: list[str] = field(default_factory=list)
     forks: int = 0
     first: str = "child"
     cancels: float = 0.0
