@@ -13,8 +13,9 @@ import pytest
 
 from skialith import AgentFenced, ConfigurationError, RecordsLost, SkialithAgent
 from skialith.config import load
-from skialith.doctor import Finding, examine
+from skialith.doctor import examine
 from skialith.errors import SkialithError
+from skialith.findings import Finding
 from tests.fixtures.command import Said, skialith
 from tests.fixtures.nats import NatsServer, wait_until
 
