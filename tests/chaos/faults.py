@@ -377,6 +377,17 @@ def _write_for_any_owner() -> None:
     _replace(writes, "_lane", lambda agent_id, lease: agent_id)
 
 
+def _keep_every_ticket() -> None:
+    """A process that never lets go of a call that it handed over."""
+    original, kept = Log.append, []
+
+    def append(self: Log, ticket: Ticket, records: Sequence[Record], *arguments: Any, **named: Any) -> None:
+        kept.append((ticket, records))
+        original(self, ticket, records, *arguments, **named)
+
+    _replace(Log, "append", append)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "answer before durable": _answer_before_durable,
@@ -386,5 +397,6 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
+    "keep every ticket": _keep_every_ticket,
     "return unrecorded steps": _return_unrecorded_steps,
 }

@@ -38,9 +38,10 @@ class Options:
     save_event_nowait, of which all are under way before the first is waited for. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
-    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
-    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
-    ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
+    ``"stop"`` or ``"resume"``; ``"never"``: without a resume, so without checkpoints. ``ending``: ``"close"``,
+    ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``: points of :mod:`faults` and at which passage to die or
+    to stop there. ``break_``: a canary of :mod:`faults`. ``forks``, ``first``: see ``fork``. ``role``: see :mod:`enduring`.
+    ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Options:
     break_: str = ""
     forks: int = 0
     first: str = "child"
+    role: str = "work"
     cancels: float = 0.0
     loop: Literal["asyncio", "uvloop"] = "asyncio"
 

@@ -1,0 +1,89 @@
+"""Many leases in one process: renewed in time whatever becomes of single ones, and no reason to forget what nobody owns."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from skialith.wal import log
+from skialith.wal.client import Wal
+from tests.fixtures.nats import wait_until
+from tests.fixtures.wal import OpenWal, append, event, new_namespace, soon
+
+LIFE_SECONDS = 3.0
+"""A lease is due after a third of it, and gone after all of it."""
+
+
+def claim_many(wal: Wal, names: list[str]) -> None:
+    for name in names:
+        wal.claim(name, soon())
+
+
+def renewed_at(wal: Wal, name: str) -> float:
+    lease = wal.log.lanes[name].lease
+    assert lease is not None
+    return lease.renewed_at
+
+
+def test_leases_taken_over_do_not_keep_the_others_from_being_renewed(open_wal: OpenWal, nats_url: str) -> None:
+    """All that others took over are met first, at the same moment; what this process still owns must not expire over that."""
+    namespace = new_namespace()
+    wal = open_wal(nats_url, namespace=namespace, lease_seconds=LIFE_SECONDS)
+    other = open_wal(nats_url, namespace=namespace, lease_seconds=60.0)
+    lost, kept = [f"lost-{n}" for n in range(60)], [f"kept-{n}" for n in range(5)]
+    claim_many(wal, [*lost, *kept])
+    claim_many(other, lost)
+    last = time.monotonic()
+    wait_until(lambda: all(renewed_at(wal, name) > last for name in kept), LIFE_SECONDS, "the others are renewed")
+    time.sleep(max(0.0, last + LIFE_SECONDS + 1.0 - time.monotonic()))
+    for name in kept:
+        append(wal, event(wal, name, "e"))
+
+
+def test_an_agent_that_is_busy_does_not_keep_the_others_from_being_renewed(open_wal: OpenWal, nats_url: str) -> None:
+    wal = open_wal(nats_url, namespace=new_namespace(), lease_seconds=LIFE_SECONDS)
+    claim_many(wal, ["busy", "other"])
+    turn, claimed = wal.log.lanes["busy"].turn, time.monotonic()
+    assert turn.try_take()
+    try:
+        wait_until(lambda: renewed_at(wal, "other") > claimed, LIFE_SECONDS, "the other one is renewed")
+        assert renewed_at(wal, "busy") < claimed
+    finally:
+        turn.give()
+    wait_until(lambda: renewed_at(wal, "busy") > claimed, 10.0, "it is renewed as soon as it has time")
+
+
+def test_a_lease_is_renewed_again_and_again(open_wal: OpenWal, nats_url: str) -> None:
+    """Also one that was claimed anew, or renewed for another reason in between; one that was given up is not."""
+    wal = open_wal(nats_url, namespace=new_namespace(), lease_seconds=1.0)
+    claim_many(wal, ["kept", "kept", "again", "given-up"])
+    for name in ("again", "given-up"):
+        wal.release(name)
+    wal.claim("again", soon())
+    suspect = wal.log.lanes["kept"].lease
+    assert suspect is not None
+    suspect.suspect = True
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        wal.confirm("kept", soon())
+        wal.confirm("again", soon())
+        append(wal, event(wal, "kept", f"{time.monotonic()}"))
+    assert wal.log.lanes["given-up"].lease is None
+
+
+def test_agents_that_are_owned_do_not_count_as_idle(
+    open_wal: OpenWal, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many a process owns, as many others as ever are remembered."""
+    monkeypatch.setattr(log, "IDLE_LANES", 10)
+    wal = open_wal(nats_url, namespace=new_namespace())
+    claim_many(wal, [f"owned-{n}" for n in range(20)])
+    for n in range(8):
+        append(wal, event(wal, f"idle-{n}", "e"))
+    wal.log.forget_idle()
+    assert len(wal.log.lanes) == 28
+    for n in range(8, 30):
+        append(wal, event(wal, f"idle-{n}", "e"))
+    wait_until(lambda: len(wal.log.lanes) <= 30, 10.0, "the oldest are forgotten")
+    assert sum(name in wal.log.lanes for name in (f"owned-{n}" for n in range(20))) == 20
