@@ -232,14 +232,15 @@ class Scale:
             self.report.latency(asked, name, samples, NO_SYNC, note, f"max {duration(max(seconds))}")
 
     def _measure_resumes(self, asked: str, other: Child, size: int) -> None:
-        for place in ("log", "database"):
-            other.run(save_unowned, self.settings, f"in-{place}-{size}")
-            if place == "database":
-                with Child() as writer:
-                    seconds = writer.run(drain, self.settings)
-                self.report.figure(asked, "log drained and trimmed, opening included", duration(seconds))
-            taken = other.run(resumes, self.settings, f"in-{place}-{size}")
-            self._latencies(asked, {f"resume(), checkpoint in the {place}": taken["resume"]})
+        other.run(save_unowned, self.settings, f"in-log-{size}")
+        taken = other.run(resumes, self.settings, f"in-log-{size}")
+        self._latencies(asked, {"resume(), checkpoint in the log": taken["resume"]})
+        other.run(save_unowned, self.settings, f"stored-{size}")
+        with Child() as writer:
+            seconds = writer.run(drain, self.settings)
+        self.report.figure(asked, "log drained and trimmed, opening included", duration(seconds))
+        taken = other.run(resumes, self.settings, f"stored-{size}")
+        self._latencies(asked, {"resume(), checkpoint in the database": taken["resume"]})
         self._latencies(asked, {"close() of an agent that is owned": taken["close"]})
 
     def _measure_log(self, asked: str, other: Child, size: int) -> None:
