@@ -281,6 +281,8 @@ class Log:
             raise
         finally:
             lane.running = False
+            if not lane.queue:
+                lane.take_all()
 
     @asynccontextmanager
     async def held(self, lane: Lane) -> AsyncIterator[Lane]:
@@ -335,9 +337,7 @@ class Log:
         busy = bool(self._tasks) and bool((await asyncio.wait(self._tasks, timeout=1.0))[1])
         for lane in list(self.lanes.values()) if not busy else ():
             # A task that is cancelled before its first step leaves them as they are.
-            left = list(lane.queue)
-            lane.queue.clear()
-            self._refuse(lane, left)
+            self._refuse(lane, lane.take_all())
         self._futures.close()
 
 

@@ -173,7 +173,7 @@ class Stage(World):
     def judge(self) -> Verdict:
         """Settle and judge the epoch that is over, look at everybody's memory, and forget the evidence if it is in order."""
         self.hurry()
-        wait_until(lambda: self.log().idle, SETTLE_SECONDS, f"the log is empty: {self.log()}")
+        wait_until(lambda: self.log().idle, 2 * SETTLE_SECONDS, "what was frozen and cut off has stored all of it")
         names = (*BY_CHILDREN, *HTTP_AGENTS)
         agents = [of_epoch(agent_id, self.epoch) for agent_id in names]
         reader = self.spawn("read", "reader", agents=agents, settings={**OFF, "timeout": 20.0})
