@@ -57,6 +57,8 @@ APPEND_BATCH_BYTES = 4 * 1024 * 1024
 """Bytes of one agent that go to the server as one atomic batch."""
 APPEND_WINDOW_RECORDS = 1000
 """Records of one agent that are in flight together on a log without replicas."""
+FLUSH_AGENTS = 100_000
+"""Agents and graphs' threads, the last that a process used, whose dead letters a flush counts."""
 IDLE_LANES = 10_000
 """Agents that a process remembers without owning them; when there are more, the oldest are forgotten, and a tenth of this."""
 AWAITED_THREADS = 8

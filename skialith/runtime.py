@@ -9,9 +9,10 @@ import os
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
-from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from .config import CLOSE_SECONDS, FLUSH_AGENTS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
     ConfigurationError,
@@ -126,7 +127,7 @@ class Runtime:
         self._trimmer = _Trimmer(self._trim)
         self._since = NOWHERE
         self._bound = False
-        self._agents: set[str] = set()
+        self._used = _Lately()
 
     def start(self, create: bool = True) -> None:
         deadline = time.monotonic() + self.config.timeout
@@ -194,11 +195,11 @@ class Runtime:
             raise Closed("the agent was used after close(); nothing was sent. Open a new SkialithAgent")
 
     def note_agent(self, agent_id: str) -> None:
-        self._agents.add(agent_id)
+        self._used.note(agent_id)
 
     def note_thread(self, thread_name: str) -> None:
         """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
-        self._agents.add(thread_name)
+        self._used.note(thread_name)
         self.wal.watch_writer()
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> Found:
@@ -253,11 +254,11 @@ class Runtime:
         keys: set[bytes] = set()
         if self.wal.dead_count(deadline):
             dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
+            keys.update(r.key for r in dead if r.agent_id in self._used and r.position > self._since)
         if not isinstance(self._reading(), NothingStored):
             since = Position(self._since.time_ns, self._since.seq + 1)
             found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._agents)
+            keys.update(key for agent_id, key in found if agent_id in self._used)
         return len(keys)
 
     def drain_status(self) -> list[DrainStatus]:
@@ -308,6 +309,24 @@ class Runtime:
             log.warning("closing: %s", error)
             return False
         return True
+
+
+class _Lately:
+    """The agents and graphs' threads that were used last; a process may see ever new ones for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, name: str) -> None:
+        with self._lock:
+            self._names[name] = None
+            self._names.move_to_end(name)
+            if len(self._names) > FLUSH_AGENTS:
+                self._names.popitem(last=False)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
 
 
 class _Binder:

@@ -97,6 +97,7 @@ class Stage(World):
         self._roles: dict[str, dict[str, Any]] = {}
         self._deck: list[str] = []
         self._stored: dict[int, list[int]] = {}
+        self._active: set[str] = set()
 
     # ---- who plays
 
@@ -182,8 +183,7 @@ class Stage(World):
         evidence, log = self.evidence(), self.log()
         tables = outside.read_tables(self.database_url, self.namespace, agents)
         verdict = Checker(evidence, tables, log, grace=GRACE_SECONDS).verdict()
-        idle = set(agents) - {call.agent for call in evidence.of("event", "events") if call.acks}
-        verdict.problems += [f"IDLE: nothing of {agent} was acknowledged" for agent in sorted(idle)]
+        self._active.update(call.agent.partition(".")[0] for call in evidence.of("event", "events") if call.acks)
         self._judge_steps(verdict)
         self._stored[self.epoch] = self._counts(self.epoch)
         self._sample()
@@ -222,10 +222,12 @@ class Stage(World):
             ]
 
     def last_look(self) -> Verdict:
-        """The verdict on all epochs together: nothing came into an earlier one after it was judged, and everybody stayed flat."""
+        """On all epochs together: nothing came into one after it was judged, everybody did something and stayed flat."""
         for epoch, before in self._stored.items():
             if (now := self._counts(epoch)) != before:
                 self.total.fault(f"DOUBLED: rows of epoch {epoch} were {before} when it was judged and are {now}")
+        idle = {*BY_CHILDREN, *HTTP_AGENTS} - self._active
+        self.total.problems += [f"IDLE: nothing of {agent} was ever acknowledged" for agent in sorted(idle)]
         for name, course in self.courses.items():
             self.total.problems += course.faults(name)
         return self.total

@@ -23,8 +23,8 @@ from .world import World, rounds
 SECONDS = float(os.environ.get("SKIALITH_CHAOS_SECONDS") or 0)
 """How long the long run goes on, on MariaDB; 0: the short one, on SQLite."""
 SHORT_EPOCHS = 3
-LEAK_BYTES = 8_000_000
-"""Evidence that a child writes down until a leak must show: some 60,000 events, each of which is about 800 bytes to keep."""
+LEAK_BYTES = 6_000_000
+"""Evidence that a child writes down until a leak must show: some 45,000 events, each of which is about 800 bytes to keep."""
 
 pytestmark = pytest.mark.chaos
 
@@ -43,7 +43,7 @@ def test_endurance(tmp_path: Path, seed: int, report: Report) -> None:
             end = time.monotonic() + SECONDS
             while time.monotonic() < end if long else stage.epoch + 1 < rounds(SHORT_EPOCHS):
                 began = time.monotonic()
-                stage.live(port, *(40.0, 2.0) if long else (3.0, 0.1))
+                stage.live(port, *(40.0, 2.0) if long else (2.5, 0.1))
                 lived = time.monotonic() - began
                 verdict = stage.judge()
                 judged = time.monotonic() - began - lived
