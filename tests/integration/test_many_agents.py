@@ -9,6 +9,7 @@ import pytest
 from skialith import runtime
 from skialith.wal import log
 from skialith.wal.client import Wal
+from skialith.wal.lease import Lease, Leases
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import wait_until
 from tests.fixtures.wal import OpenWal, append, event, new_namespace, soon
@@ -74,6 +75,28 @@ def test_a_lease_is_renewed_again_and_again(open_wal: OpenWal, nats_url: str) ->
             "both are renewed",
         )
     assert wal.log.lanes["given-up"].lease is None
+
+
+def test_a_lease_that_is_not_due_is_not_looked_at(
+    open_wal: OpenWal, nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a process would stop once a second for as long as it has agents."""
+    looked_at: list[str] = []
+    due = Leases.due
+
+    def note(leases: Leases, lease: Lease) -> bool:
+        looked_at.append(lease.agent_id)
+        return due(leases, lease)
+
+    monkeypatch.setattr(Leases, "due", note)
+    wal = open_wal(nats_url, namespace=new_namespace())
+    claim_many(wal, ["a", "b"])
+
+    async def keep() -> None:
+        wal.log.owning.keep(10.0)
+
+    wal.call(keep, 10.0)
+    assert looked_at == []
 
 
 def test_agents_that_are_owned_do_not_count_as_idle(
