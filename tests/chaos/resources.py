@@ -52,12 +52,13 @@ class Course:
 
 
 def table(courses: dict[str, Course]) -> str:
-    """All processes: samples, and each figure first (when warm) and last."""
-    lines = [f"{'process':<16}{'samples':>8}{'RSS first':>13}{'last':>11}{'files':>12}{'threads':>12}"]
+    """All processes: samples, each figure first (when warm) and last, and the memory in every sample."""
+    lines = [f"{'process':<16}{'samples':>8}{'RSS first':>13}{'last':>11}{'files':>12}{'threads':>12}  RSS, MiB"]
     for name, course in courses.items():
         memory, files, threads = (course.ends(what) for what in ("memory", "files", "threads"))
         rss = f"{memory[0] / MIB:>9.1f} MiB{memory[1] / MIB:>7.1f} MiB"
-        lines.append(f"{name:<16}{len(course.samples):>8}{rss}{_pair(files):>12}{_pair(threads):>12}")
+        every = " ".join(f"{sample.memory / MIB:.0f}" for sample in course.samples)
+        lines.append(f"{name:<16}{len(course.samples):>8}{rss}{_pair(files):>12}{_pair(threads):>12}  {every}")
     return "\n".join(lines)
 
 

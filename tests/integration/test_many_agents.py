@@ -41,6 +41,8 @@ def test_leases_taken_over_do_not_keep_the_others_from_being_renewed(open_wal: O
     wait_until(lambda: all(renewed_at(wal, name) > last for name in kept), LIFE_SECONDS, "the others are renewed")
     for name in kept:
         append(wal, event(wal, name, "e"))
+    claim_many(wal, lost[:10])
+    assert wal.log.owning.count == len(lost) + len(kept)
 
 
 def test_an_agent_that_is_busy_does_not_keep_the_others_from_being_renewed(open_wal: OpenWal, nats_url: str) -> None:
@@ -75,6 +77,10 @@ def test_a_lease_is_renewed_again_and_again(open_wal: OpenWal, nats_url: str) ->
             "both are renewed",
         )
     assert wal.log.lanes["given-up"].lease is None
+    assert wal.log.owning.count == 2
+    for name in ("kept", "kept", "again"):
+        wal.release(name)
+    assert wal.log.owning.count == 0
 
 
 def test_a_lease_that_is_not_due_is_not_looked_at(
