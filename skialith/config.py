@@ -58,8 +58,10 @@ APPEND_BATCH_BYTES = 4 * 1024 * 1024
 """Bytes of one agent that go to the server as one atomic batch."""
 APPEND_WINDOW_RECORDS = 1000
 """Records of one agent that are in flight together on a log without replicas."""
+FLUSH_AGENTS = 100_000
+"""Agents and graphs' threads, the last that a process used, whose dead letters a flush counts."""
 IDLE_LANES = 10_000
-"""Agents that a process remembers without owning them."""
+"""Agents that a process remembers without owning them; when there are more, the oldest are forgotten, and a tenth of this."""
 AWAITED_THREADS = 8
 """Threads on which a process reads the database, opens and closes for agents whose verbs are awaited."""
 AWAITED_INLINE_BYTES = 256 * 1024
@@ -124,6 +126,8 @@ STEP_MEMORY_BYTES = 32 * 1024 * 1024
 # ---- leases
 LEASE_SECONDS = 3600.0
 """Life of a lease; the runtime renews it at a third of this."""
+LEASES_AT_ONCE = 64
+"""Leases of one process that are renewed, or given up at its end, at the same time."""
 
 # ---- writer
 WRITER_BATCH_ROWS = 512

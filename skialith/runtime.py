@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Callable
 
 from . import _fastpath
-from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from .config import CLOSE_SECONDS, FLUSH_AGENTS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
     ConfigurationError,
@@ -135,7 +136,7 @@ class Runtime:
         self._trimmer = _Trimmer(self._trim)
         self._since = NOWHERE
         self._bound = False
-        self._agents: set[str] = set()
+        self._used = _Lately()
 
     def start(self, create: bool = True) -> None:
         deadline = time.monotonic() + self.config.timeout
@@ -206,11 +207,11 @@ class Runtime:
             raise Closed("the agent was used after close(); nothing was sent. Open a new SkialithAgent")
 
     def note_agent(self, agent_id: str) -> None:
-        self._agents.add(agent_id)
+        self._used.note(agent_id)
 
     def note_thread(self, thread_name: str) -> None:
         """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
-        self._agents.add(thread_name)
+        self._used.note(thread_name)
         self.wal.watch_writer()
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> Found:
@@ -294,8 +295,6 @@ class Runtime:
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        # By subject, which tells the agent of what does not decode too.
-        tokens = {_fastpath.subject_token(agent_id) for agent_id in self._agents}
         since = Position(self._since.time_ns, self._since.seq + 1)
         letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
         dead = [
@@ -305,6 +304,9 @@ class Runtime:
         ]
         if not isinstance(self._reading(), NothingStored):
             dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        if not dead:
+            return 0
+        tokens = self._used.tokens()  # by subject, which tells the agent of what does not decode too
         return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
@@ -355,6 +357,27 @@ class Runtime:
             log.warning("closing: %s", error)
             return False
         return True
+
+
+class _Lately:
+    """The agents and graphs' threads that were used last; a process may see ever new ones for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, name: str) -> None:
+        with self._lock:
+            self._names[name] = None
+            self._names.move_to_end(name)
+            if len(self._names) > FLUSH_AGENTS:
+                self._names.popitem(last=False)
+
+    def tokens(self) -> set[str]:
+        """Their last tokens in subjects."""
+        with self._lock:
+            names = list(self._names)
+        return {_fastpath.subject_token(name) for name in names}
 
 
 class _Binder:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
-from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
+from ..errors import ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
@@ -131,16 +131,14 @@ class Wal:
         """Renew leases, refresh the stream's size, forget agents; a failure is met again by the next append, which reports it."""
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
-            self.log.forget_idle()
             try:
+                self.log.forget_idle()
+                self.log.owning.keep(self._config.timeout)
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
                     await self.continuity.look_again()
                 if self._watched:
                     await self._look_at_writer()
-                await self.log.owning.renew_due(time.monotonic() + self._config.timeout)
-            except AgentFenced as error:
-                log.warning("%s", error)
             except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
                 log.info("housekeeping of %s put off: %s", self.stream.name, error)
             except Exception:  # a bug must not end the renewal of leases
@@ -366,6 +364,7 @@ class Wal:
             task.cancel()
         self._give_back()
         if hasattr(self, "log"):
+            self.log.owning.stop()
             await self.log.close()
             with contextlib.suppress(
                 asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders

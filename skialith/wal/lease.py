@@ -260,7 +260,11 @@ class Leases:
 
     def due(self, lease: Lease) -> bool:
         """Whether a third of the lease's life has passed."""
-        return lease.lost is None and time.monotonic() - lease.renewed_at >= self._seconds / 3
+        return lease.lost is None and time.monotonic() >= self.due_at(lease)
+
+    def due_at(self, lease: Lease) -> float:
+        """When that is, on the clock of ``time.monotonic()``."""
+        return lease.renewed_at + self._seconds / 3
 
     async def release(self, lease: Lease) -> None:
         """Give the agent up, once, on this connection. Bounded by the lease's sequence, so a next owner's is never touched."""

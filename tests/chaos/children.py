@@ -18,7 +18,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, faults, poisoned, signalled, stepping
+from . import awaited, enduring, faults, poisoned, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -172,6 +172,12 @@ def await_(options: Options) -> None:
     awaited.work(options, Notebook(Path(options.folder), options.name), on_term())
 
 
+def endure(options: Options) -> None:
+    """One that lives through many epochs, see :mod:`enduring`."""
+    faults.install(options.die, options.freeze, options.break_)
+    enduring.endure(options, Notebook(Path(options.folder), options.name), on_term(), open_agent)
+
+
 def fork(options: Options) -> None:
     """An agent that is open before the fork; then parent and children write, and ``first`` of them exits first."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
@@ -261,6 +267,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "steps": steps,
     "interrupt": interrupt,
     "await": await_,
+    "endure": endure,
 }
 
 

@@ -530,6 +530,17 @@ def _bury_by_count() -> None:
     _replace(Apart, "store", store)
 
 
+def _keep_every_ticket() -> None:
+    """A process that never lets go of a call that it handed over."""
+    original, kept = Log.append, []
+
+    def append(self: Log, ticket: Ticket, records: Sequence[Record], *arguments: Any, **named: Any) -> None:
+        kept.append((ticket, records))
+        original(self, ticket, records, *arguments, **named)
+
+    _replace(Log, "append", append)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge a failed commit": _acknowledge_a_failed_commit,
@@ -548,5 +559,6 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
     "read what a node has": _read_what_a_node_has,
+    "keep every ticket": _keep_every_ticket,
     "return unrecorded steps": _return_unrecorded_steps,
 }

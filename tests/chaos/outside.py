@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -231,23 +231,34 @@ def database(url: str) -> Iterator[Any]:
         server.close()
 
 
-def read_tables(url: str, namespace: str) -> Tables:
-    """Every row of a namespace."""
+class _Parts(dict[bytes, bytes]):
+    """Payloads in parts, each read when it is asked for and not kept."""
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self._run = run
+
+    def __missing__(self, key: bytes) -> bytes:
+        parts = self._run("SELECT data FROM payload_parts WHERE parts_key = ? ORDER BY n", (key,))
+        return b"".join(bytes(data) for (data,) in parts)
+
+
+def read_tables(url: str, namespace: str, agents: Sequence[str] = ()) -> Tables:
+    """Every row of a namespace, or of these agents of it."""
     tables = Tables()
+    where, args = "namespace = ?", (namespace, *agents)
+    if agents:
+        where += f" AND agent_id IN ({', '.join('?' for _ in agents)})"
     with database(url) as run:
-        parts: dict[bytes, bytes] = {}
-        for key, _, data in sorted(run("SELECT parts_key, n, data FROM payload_parts"), key=lambda part: part[:2]):
-            parts[key] = parts.get(key, b"") + data
-        head = "agent_id, {} codec, body, body_parts, store_time_ns, seq, record_key FROM {} WHERE namespace = ?"
-        for row in run("SELECT " + head.format("event_id,", "agent_events"), (namespace,)):
+        parts = _Parts(run)
+        head = f"agent_id, {{}} codec, body, body_parts, store_time_ns, seq, record_key FROM {{}} WHERE {where}"
+        for row in run("SELECT " + head.format("event_id,", "agent_events"), args):
             tables.events.append(_row(parts, *row))
-        for agent, *rest in run("SELECT " + head.format("", "agent_checkpoints"), (namespace,)):
+        for agent, *rest in run("SELECT " + head.format("", "agent_checkpoints"), args):
             tables.checkpoints.append(_row(parts, agent, "", *rest))
-        tables.traces = [
-            bytes(key) for (key,) in run("SELECT record_key FROM agent_traces WHERE namespace = ?", (namespace,))
-        ]
+        tables.traces = [bytes(key) for (key,) in run(f"SELECT record_key FROM agent_traces WHERE {where}", args)]
         more = head.format("record_id,", "dead_letters").replace("FROM", ", sink, kind, error, raw FROM")
-        for *columns, sink, kind, error, raw in run("SELECT " + more, (namespace,)):
+        for *columns, sink, kind, error, raw in run("SELECT " + more, args):
             if kind is None:
                 place_of, key = (columns[5], columns[6]), bytes(columns[7])
                 tables.letters.append(_letter(raw, place_of, key, sink, error, False))
@@ -259,7 +270,7 @@ def read_tables(url: str, namespace: str) -> Tables:
 
 
 def _row(
-    parts: dict[bytes, bytes],
+    parts: Mapping[bytes, bytes],
     agent: bytes | str,
     record_id: bytes | str,
     codec: int,
