@@ -137,10 +137,16 @@ def another_id_at_every_attempt(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Delivery, "_attempt", broken)
 
 
-def a_batch_goes_without_its_fence(patch: pytest.MonkeyPatch) -> None:
-    """Atomic batches do not name the lease that they are written under."""
+def large_ones_without_fence(patch: pytest.MonkeyPatch) -> None:
+    """The atomic batch of a large record does not name the lease that it is written under."""
     batch = frames.batch
-    patch.setattr(frames, "batch", lambda group, lease, reply: batch(group, None, reply))
+    patch.setattr(frames, "batch", lambda group, lease, to: batch(group, None if group[0].chunks else lease, to))
+
+
+def batches_without_fence(patch: pytest.MonkeyPatch) -> None:
+    """With replicas: the atomic batch of many records does not name it."""
+    batch = frames.batch
+    patch.setattr(frames, "batch", lambda group, lease, to: batch(group, lease if group[0].chunks else None, to))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +158,10 @@ class Canary:
     caught: str
 
 
+BEHIND = "interleaved|late copy|without a claim"
 CANARIES = (
     Canary(without_rollup, ("claim", "claim_for", "expire"), "interleaved|late copy|was adopted"),
-    Canary(without_fence, ("claim", "claim_for", "write", "write"), "interleaved|late copy|without a claim"),
+    Canary(without_fence, ("claim", "claim_for", "write", "write"), BEHIND),
     Canary(any_lease_is_mine, ("claim", "claim", "write", "write"), "interleaved|late copy|rightful|was adopted"),
     Canary(without_renewal, ("claim", "give_up", "replay"), "late copy"),
     Canary(claim_of_nothing, ("claim", "expire", "replay_lease", "replay_lease"), "long over won"),
@@ -165,9 +172,6 @@ CANARIES = (
         "late copy|not written, but|interleaved|out of order",
     ),
     Canary(another_id_at_every_attempt, ("claim", "cut_answer", "write", "write"), "under no id|acknowledged at"),
-    Canary(
-        a_batch_goes_without_its_fence,
-        ("claim", "claim", "write_large", "write_large"),
-        "interleaved|late copy|without a claim",
-    ),
+    Canary(large_ones_without_fence, ("claim", "claim", "write_large", "write_large"), BEHIND),
 )
+CANARY_OF_REPLICAS = Canary(batches_without_fence, ("claim", "claim_for", "write", "write"), BEHIND)

@@ -149,7 +149,11 @@ class Owning(Writing):
         """Whether this is its lease: its process sent it, under its name if that is not the process itself."""
         if lease is None or lease.body.get("owner") != (racer.holder.name if racer.outside else ""):
             return False
-        return any(sent.message_id == lease.message_id for sent in racer.process.proxy.sent)
+        return self._sent(racer.process, lease)
+
+    @staticmethod
+    def _sent(process: Process, lease: Stored) -> bool:
+        return any(sent.message_id == lease.message_id for sent in process.proxy.sent)
 
     # ---- adoption
 
@@ -157,23 +161,49 @@ class Owning(Writing):
         process, holder = process or self._pick(dice), holder or self._some_owner(dice)
         if holder is None:
             return
-        owner, owning = self.owners[holder], process.wal.log.owning
-        if owning.held(owner) is not None:
+        if process.wal.log.owning.held(self.owners[holder]) is not None:
             return
         known, holder.writer = holder.writer, None
         self.history.changes[holder.agent] += 1
-        deadline = self._deadline(process)
+        if self._adopted(process, holder):
+            holder.writer = process.number
+        elif holder.over:
+            holder.writer = known
+
+    def _adopt_at_once(self, dice: random.Random) -> None:
+        """Two processes write for one owner at once, as when its requests go to two workers."""
+        if (holder := self._some_owner(dice)) is None:
+            return
+        holder.writer = None
+        self.history.changes[holder.agent] += 1
+        processes, adopted = dice.sample(self.processes, 2), list[Process]()
+
+        def adopt_and_write(process: Process, dice: random.Random) -> None:
+            if self._adopted(process, holder):
+                adopted.append(process)
+            for _ in range(dice.randrange(1, 4)):
+                self._write_for(process, holder, self._deadline(process), dice)
+
+        at_once([partial(adopt_and_write, each, random.Random(dice.random())) for each in processes], lambda: None)
+        lease, owner = self._lease(holder.agent), self.owners[holder]
+        if len(adopted) == 2 and lease is not None:  # else an adoption that is under way may still follow
+            writers = [each for each in processes if each.wal.log.owning.held(owner) and self._sent(each, lease)]
+            holder.writer = writers[0].number if writers else None
+
+    def _adopted(self, process: Process, holder: Holder) -> bool:
+        owner, owning, deadline = self.owners[holder], process.wal.log.owning, self._deadline(process)
+        held = owning.held(owner) is not None
         try:
             process.wal.call(lambda: owning.adopt(owner, deadline), deadline - time.monotonic())
         except AgentFenced as error:
-            holder.writer = known
             self._check_fenced(holder, error)
         except WalUnavailable as error:
             self._check_reached(process, error)
         else:
-            holder.writer = process.number
-            if holder.over:
+            if holder.over and not held:
                 raise Violation(f"{holder} was adopted by process {process.number}")
+            return True
+        return False
 
     def _some_owner(self, dice: random.Random) -> Holder | None:
         """One that is there now, mostly."""
@@ -213,10 +243,8 @@ class Owning(Writing):
         agent = dice.choice(AGENTS)
         self._settle_all(None)
         removed = 0
-        while (
-            lease := self._lease(agent)
-        ) is not None and lease.seq > removed:  # a later one, if a renewal came between
-            self.outside.remove(lease.seq)
+        while (lease := self._lease(agent)) is not None and lease.seq > removed:
+            self.outside.remove(lease.seq)  # and the later one, if a renewal came between
             removed = lease.seq
         self.faults["removed leases"] += removed > 0
         self._nobody(agent, dice)

@@ -198,21 +198,24 @@ def _judge_order(stored: list[tuple[Write, int]]) -> None:
 
 
 def _judge_lanes(writes: list[Write], at: dict[str, list[int]]) -> None:
-    """What one process was handed for one owner is acknowledged in that order, and what stands of one call stands in it."""
+    """What one process was handed for one owner is acknowledged in that order.
+
+    Nothing of a call stands before what was acknowledged of it. The rest of it may stand in any order: the copies here come one
+    by one, while a connection keeps theirs.
+    """
     last: dict[tuple[Holder, int] | int, tuple[int, Write]] = {}
     for write in writes:
         seqs = at.get(write.message_id)
         if not seqs:
             continue
-        lanes: list[tuple[Holder, int] | int] = [write.call]
-        if write.outcome == "acked":
-            lanes.append((write.holder, write.writer))
-        for lane in lanes:
+        acked = write.outcome == "acked"
+        for lane in (write.call, (write.holder, write.writer)) if acked else (write.call,):
             if lane in last and last[lane][0] > seqs[0]:
                 raise Violation(
                     f"out of order: {write} stands at {seqs[0]}, before {last[lane]}, which was handed over earlier"
                 )
-            last[lane] = seqs[0], write
+            if acked:
+                last[lane] = seqs[0], write
 
 
 def _judge_bodies(records: list[tuple[Stored, Write]], pieces: dict[int, bytes]) -> None:

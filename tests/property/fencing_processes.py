@@ -147,7 +147,7 @@ class Processes:
         """A server is killed and comes back, or the like."""
         with OutsideClient(self.site.url, self.stream) as outside:
             first = outside.last_seq()
-            if self.site.disturb(dice, outside):
+            if self.site.disturb(dice, self.stream):
                 self.history.restarts.append((first, outside.last_seq()))
         self.restarted = time.monotonic()
 

@@ -28,7 +28,7 @@ class Site(Protocol):
     def port(self, number: int) -> int:
         """Of the server that the process with this number is a client of."""
 
-    def disturb(self, dice: random.Random, outside: OutsideClient) -> bool:
+    def disturb(self, dice: random.Random, stream: str) -> bool:
         """Kill a server and start it again, or the like. Whether it was killed, and so may have forgotten ids."""
 
 
@@ -45,7 +45,7 @@ class OneServer:
     def port(self, number: int) -> int:
         return self._server.port
 
-    def disturb(self, dice: random.Random, outside: OutsideClient) -> bool:
+    def disturb(self, dice: random.Random, stream: str) -> bool:
         self._server.restart()
         return True
 
@@ -79,12 +79,18 @@ class ThreeServers:
     def port(self, number: int) -> int:
         return self._servers[number % len(self._servers)].port
 
-    def disturb(self, dice: random.Random, outside: OutsideClient) -> bool:
-        wait_until(
-            outside.in_step, WHOLE_SECONDS, "every replica is up to date"
-        )  # two that are lost at once are another promise
-        if dice.random() < 0.6:
-            outside.step_down()
-            return False
-        dice.choice(self._servers).restart()
+    def disturb(self, dice: random.Random, stream: str) -> bool:
+        with OutsideClient(self.url, stream) as outside:
+            wait_until(
+                outside.in_step, WHOLE_SECONDS, "every replica is up to date"
+            )  # to lose two at once is another promise
+            if dice.random() < 0.5:
+                outside.step_down()
+                return False
+        server, other = dice.sample(self._servers, 2)
+        server.kill()
+        if dice.random() < 0.5:
+            with OutsideClient(other.url, stream) as outside:
+                outside.last_seq()  # the others have a leader, and go on without it
+        server.start()
         return True

@@ -16,6 +16,7 @@ WEIGHTS = {
     "claim_for": 7,
     "race": 4,
     "adopt": 8,
+    "adopt_at_once": 2,
     "release": 3,
     "disown": 3,
     "expire": 3,

@@ -14,7 +14,7 @@ import pytest
 from tests.fixtures.chaos_summary import Report
 from tests.fixtures.nats import NatsServer
 
-from .fencing_canaries import CANARIES, Canary
+from .fencing_canaries import CANARIES, CANARY_OF_REPLICAS, Canary
 from .fencing_model import Violation
 from .fencing_sites import MAX_PAYLOAD, OneServer, Site, ThreeServers, UnlistedCluster
 from .fencing_steps import Step, directed, shrunk, steps
@@ -98,15 +98,25 @@ def test_owners_fence_each_other_on_three_servers(three_servers: Site, seed: int
         explore_and_report(three_servers, number, program, "27 fencing model, three servers", report)
 
 
-@pytest.mark.parametrize("canary", CANARIES, ids=lambda each: each.break_it.__name__)
-def test_a_broken_build_is_caught(one_server: Site, seed: int, canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
-    canary.break_it(monkeypatch)
+def assert_caught(site: Site, seed: int, canary: Canary, patch: pytest.MonkeyPatch) -> None:
+    canary.break_it(patch)
     caught, number = "", 0
     while not caught and number < CANARY_EXPLORATIONS:
         number += 1
         try:
-            explore(one_server, seed + number, directed(seed + number, canary.way, WAYS))
+            explore(site, seed + number, directed(seed + number, canary.way, WAYS))
         except Violation as error:
             caught = str(error)
     print(f"{canary.break_it.__name__}: caught by exploration {number}: {caught}")
     assert re.search(canary.caught, caught), caught
+
+
+@pytest.mark.parametrize("canary", CANARIES, ids=lambda each: each.break_it.__name__)
+def test_a_broken_build_is_caught(one_server: Site, seed: int, canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_caught(one_server, seed, canary, monkeypatch)
+
+
+def test_a_broken_build_is_caught_on_three_servers(
+    three_servers: Site, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_caught(three_servers, seed, CANARY_OF_REPLICAS, monkeypatch)
