@@ -16,6 +16,10 @@ from .transport import Connection, Disconnected, NoReply
 _PASSING = (10005, 10008)
 """Peers offline, as a cluster says for seconds after a node came back; JetStream not available just now."""
 
+_FIRST_ATTEMPT_SECONDS = 0.5
+"""A leader that is not chosen yet does not answer what was asked before, and soon does what is asked then."""
+_LONGEST_ATTEMPT_SECONDS = 2.0
+
 
 class ApiError(Exception):
     """The server's answer to an API request was an error. ``code``: the JetStream ``err_code``."""
@@ -42,12 +46,14 @@ class Api:
     ) -> dict[str, Any]:
         """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``."""
         end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
-        pauses = backoff()
+        pauses, seconds = backoff(), _FIRST_ATTEMPT_SECONDS
         cause: Exception | str = "no answer"
         while True:
             try:
                 await self._connection.ready(end)
-                return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
+                timeout = max(0.01, min(seconds, end - time.monotonic()))
+                seconds = min(2 * seconds, _LONGEST_ATTEMPT_SECONDS)
+                return await self.once(name, body, timeout=timeout)
             except ApiError as error:
                 if error.code not in _PASSING:
                     raise

@@ -24,7 +24,9 @@ from skialith.wal._wire import Wire
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
+from skialith.wal.stream import Stream
 from skialith.wal.transport import Connection
+from skialith.wal.trim import Trim
 from skialith.writer.batch import Batch
 from skialith.writer.drain import Drain
 from skialith.writer.sinks import EventSink
@@ -310,6 +312,31 @@ def _write_unfenced() -> None:
     _replace(frames, "fence", lambda lease: b"")
 
 
+def _trim_by_any_word() -> None:
+    """Trims believe whoever knows of nothing behind the floor, as a leader may that was replaced; the writer is slow, and
+    dies after some."""
+
+    async def behind_floor(self: Stream, consumer: str, deadline: float | None = None) -> tuple[int, None]:
+        return int((await self.info(deadline))["state"]["last_seq"]), None
+
+    _replace(Stream, "behind_floor", behind_floor)
+    original = EventSink.write
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        time.sleep(0.2)
+        original(self, records)
+
+    _replace(EventSink, "write", write)
+    once, fuse = Trim.once, Fuse(3)
+
+    async def trim(self: Trim) -> bool:
+        whole = await once(self)
+        fuse.burn()
+        return whole
+
+    _replace(Trim, "once", trim)
+
+
 class _Blind:
     """A session that finds every row of graphs' threads at the beginning of time."""
 
@@ -382,6 +409,7 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "answer before durable": _answer_before_durable,
     "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,
+    "trim by any word": _trim_by_any_word,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "write unfenced": _write_unfenced,
