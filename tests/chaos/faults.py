@@ -35,7 +35,9 @@ from skialith.wal.continuity import Continuity
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
+from skialith.wal.stream import Stream
 from skialith.wal.transport import Connection
+from skialith.wal.trim import Trim
 from skialith.writer.apart import Apart
 from skialith.writer.batch import Batch, Undecodable
 from skialith.writer.drain import Drain
@@ -403,6 +405,31 @@ def _read_what_a_node_has() -> None:
     _replace(MySqlStore, "_prepare", prepare)
 
 
+def _trim_by_any_word() -> None:
+    """Trims believe whoever knows of nothing behind the floor, as a leader may that was replaced; the writer is slow, and
+    dies after some."""
+
+    async def behind_floor(self: Stream, consumer: str, deadline: float | None = None) -> tuple[int, None]:
+        return int((await self.info(deadline))["state"]["last_seq"]), None
+
+    _replace(Stream, "behind_floor", behind_floor)
+    original = EventSink.write
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        time.sleep(0.2)
+        original(self, records)
+
+    _replace(EventSink, "write", write)
+    once, fuse = Trim.once, Fuse(3)
+
+    async def trim(self: Trim) -> bool:
+        whole = await once(self)
+        fuse.burn()
+        return whole
+
+    _replace(Trim, "once", trim)
+
+
 class _Blind:
     """A session that finds every row of graphs' threads at the beginning of time."""
 
@@ -551,6 +578,7 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "bury by count": _bury_by_count,
     "bury the batch": _bury_the_batch,
     "remove before replay": _remove_before_replay,
+    "trim by any word": _trim_by_any_word,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "take sequences for records": _take_sequences_for_records,

@@ -105,10 +105,11 @@ class Script:
         )
         return state
 
-    def glance(self) -> None:
-        """Look at the state; an error is written down."""
-        with contextlib.suppress(SkialithError):
-            self.resume(exclusive=False)
+    def glance(self, times: int) -> None:
+        """Look at the state; errors are written down."""
+        for _ in range(times):
+            with contextlib.suppress(SkialithError):
+                self.resume(exclusive=False)
 
     def save(self, identity: str, size: int = 0) -> SkialithError | None:
         value = payload(identity, size)
