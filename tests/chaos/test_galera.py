@@ -343,8 +343,21 @@ def test_a_node_that_lags_for_long(galera: Galera, stores: list[MySqlStore]) -> 
             with pytest.raises(StoreUnavailable, match=r"1205.*lags"):
                 stores[1].bound_wal(NAMESPACE)
     finally:
-        node.run("SET GLOBAL wsrep_provider_options = 'repl.causal_read_timeout=PT30S'")
+        node.run("SET GLOBAL wsrep_provider_options = 'repl.causal_read_timeout=PT10S'")
     assert stores[1].bound_wal(NAMESPACE) == "log"
+
+
+def test_a_session_asks_for_no_less_than_the_operator(galera: Galera, database: str) -> None:
+    """What a node waits for already stays, and answers from before are never taken."""
+    node = galera.nodes[1]
+    node.run("SET GLOBAL wsrep_sync_wait = 6, GLOBAL wsrep_dirty_reads = ON")
+    store = MySqlStore(node.address(database))
+    try:
+        with store.reading() as session:
+            assert session.rows("SELECT @@wsrep_sync_wait, @@wsrep_dirty_reads") == [(7, 0)]
+    finally:
+        store.close()
+        node.run("SET GLOBAL wsrep_sync_wait = 0, GLOBAL wsrep_dirty_reads = OFF")
 
 
 # ---- first use at several nodes at once
