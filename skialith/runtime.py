@@ -9,13 +9,17 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Callable
 
-from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from . import _fastpath
+from .config import CLOSE_SECONDS, FLUSH_AGENTS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
     ConfigurationError,
     FlushTimeout,
+    RecordsLost,
     SkialithError,
     StoreError,
     StoreMisconfigured,
@@ -30,12 +34,18 @@ from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
 from .wal.client import Wal
+from .wal.continuity import Run, Setback, shown, without
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
-from .writer.drain import Drain, DrainStatus
-from .writer.sinks import EventSink, TraceSink
+from .writer.apart import Apart
+from .writer.drain import Drain
+from .writer.sinks import BoundSource, EventSink, TraceSink
+from .writer.status import DrainStatus
 
 log = logging.getLogger("skialith")
+
+_MOST_ROWS = 1_000_000
+"""Rows that are looked at for what a lost log took along."""
 
 
 class _Registry:
@@ -126,7 +136,7 @@ class Runtime:
         self._trimmer = _Trimmer(self._trim)
         self._since = NOWHERE
         self._bound = False
-        self._agents: set[str] = set()
+        self._used = _Lately()
 
     def start(self, create: bool = True) -> None:
         deadline = time.monotonic() + self.config.timeout
@@ -159,11 +169,14 @@ class Runtime:
         ]
         for consumer, sink in sinks:
             drain = Drain(
-                self.wal.source(consumer),
+                BoundSource(self.wal.source(consumer), binder.bind),
                 sink,
                 self.config.namespace,
                 on_progress=self._trimmer.note,
                 before_first=binder.bind,
+                apart=Apart(
+                    [sink.name, self.config.namespace, self.config.store_url, self.config.durability == "power"]
+                ),
             )
             self._drains.append(drain)
         self._prepare_store(binder)
@@ -194,11 +207,11 @@ class Runtime:
             raise Closed("the agent was used after close(); nothing was sent. Open a new SkialithAgent")
 
     def note_agent(self, agent_id: str) -> None:
-        self._agents.add(agent_id)
+        self._used.note(agent_id)
 
     def note_thread(self, thread_name: str) -> None:
         """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
-        self._agents.add(thread_name)
+        self._used.note(thread_name)
         self.wal.watch_writer()
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> Found:
@@ -240,7 +253,8 @@ class Runtime:
             if bound != self.wal.stream.wal_id:
                 raise ConfigurationError(
                     f"the database {self.store.url} does not hold what was moved out of the log {self.wal.stream.wal_id!r}: "
-                    "set SKIALITH_DATABASE_URL to the database of the writer of this log"
+                    "set SKIALITH_DATABASE_URL to the database of the writer of this log; if that is this one, and the log was "
+                    "made anew because its server was lost, run `skialith migrate --adopt-wal`"
                 )
             self._bound = True
         return self.store
@@ -248,20 +262,52 @@ class Runtime:
     def flush(self, timeout: float) -> int:
         """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
         self.wal.flush(timeout)
+        return self.flushed()
+
+    def flushed(self) -> int:
+        """What :meth:`flush` does when the log has said that nothing waits. Raises ``RecordsLost``."""
+        setbacks = self.wal.take_setbacks()
+        try:
+            lost = [run for setback in setbacks for run in self._not_stored(setback)]
+        except (StoreError, ConfigurationError):
+            self.wal.continuity.setbacks.extend(setbacks)  # to be told when the database answers
+            raise
+        if lost:
+            raise RecordsLost(
+                f"{sum(run[2] for run in lost):,} records that were acknowledged to this process are lost, at sequences "
+                f"{shown(lost)}: the log's server came back without them (see `skialith doctor`); save again what they held, the "
+                "same ids are safe. Everything else is stored",
+                sequences=tuple(lost),
+            )
         return self.count_dead()
+
+    def _not_stored(self, setback: Setback) -> list[Run]:
+        """Those of the records that the database does not have either."""
+        if isinstance(self._reading(), NothingStored):
+            return list(setback.runs)
+        first, last = min(run[0] for run in setback.runs), max(run[1] for run in setback.runs)
+        rows = self.store.sequences(self.config.namespace, first, last, (0, setback.until_ns), _MOST_ROWS)
+        return [
+            left
+            for run in setback.runs
+            for left in without(run, rows[bisect_left(rows, run[0]) : bisect_right(rows, run[1])])
+        ]
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        deadline = time.monotonic() + self.config.timeout
-        keys: set[bytes] = set()
-        if self.wal.dead_count(deadline):
-            dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
+        since = Position(self._since.time_ns, self._since.seq + 1)
+        letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
+        dead = [
+            (each.subject, each.key)
+            for each in letters
+            if each.sink == WRITER and (each.position.time_ns >= since.time_ns or each.position.seq >= since.seq)
+        ]
         if not isinstance(self._reading(), NothingStored):
-            since = Position(self._since.time_ns, self._since.seq + 1)
-            found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._agents)
-        return len(keys)
+            dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        if not dead:
+            return 0
+        tokens = self._used.tokens()  # by subject, which tells the agent of what does not decode too
+        return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
         return [drain.status() for drain in self._drains]
@@ -313,6 +359,27 @@ class Runtime:
         return True
 
 
+class _Lately:
+    """The agents and graphs' threads that were used last; a process may see ever new ones for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, name: str) -> None:
+        with self._lock:
+            self._names[name] = None
+            self._names.move_to_end(name)
+            if len(self._names) > FLUSH_AGENTS:
+                self._names.popitem(last=False)
+
+    def tokens(self) -> set[str]:
+        """Their last tokens in subjects."""
+        with self._lock:
+            names = list(self._names)
+        return {_fastpath.subject_token(name) for name in names}
+
+
 class _Binder:
     """Prepares the database before the first batch: schema, and the log that feeds this namespace."""
 
@@ -321,12 +388,15 @@ class _Binder:
         self._config = config
         self._wal = wal
         self._lock = threading.Lock()
-        self._done = False
+        self._bound = ""
 
     def bind(self) -> None:
         """Raises ``ConfigurationError`` when another log feeds this database, or this log feeds another database."""
+        wal_id = self._wal.stream.wal_id
+        if self._bound == wal_id:
+            return
         with self._lock:
-            if self._done:
+            if self._bound == wal_id:
                 return
             # In this order: whoever stores something has bound its database before.
             stored = self._wal.anything_stored(self._config.timeout)
@@ -337,8 +407,8 @@ class _Binder:
                     "would take the rest: set SKIALITH_DATABASE_URL to the database of its writer, or use writer='off' here; if "
                     "that database is gone for good, run `skialith migrate --adopt-wal`"
                 )
-            self._store.bind_wal(self._config.namespace, self._wal.stream.wal_id)
-            self._done = True
+            self._store.bind_wal(self._config.namespace, wal_id)
+            self._bound = wal_id
 
 
 class _Trimmer:

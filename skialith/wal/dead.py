@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -10,8 +11,10 @@ import ormsgpack
 from ..config import HISTORY_PAGE_RECORDS
 from ..errors import BodyMissing
 from ..records import DeadLetter, Kind, Position, Record, decode_record
+from .api import OtherServer
 from .read import Reader
 from .stream import Stream
+from .transport import Connection
 
 _ERROR_CHARACTERS = 500
 """A letter must fit one message beside the record's own, so the reason is kept short here."""
@@ -47,21 +50,22 @@ def letter_data(letter: DeadLetter) -> bytes:
     )
 
 
-def letter_from(data: bytes, namespace: str) -> DeadLetter:
-    """The reverse of :func:`letter_data`; the record is decoded again from the raw message."""
+def letter_from(data: bytes, namespace: str, *, decodes: bool = True) -> DeadLetter:
+    """The reverse of :func:`letter_data`; the record is decoded again from the raw message, if it was when it was given up."""
     _, key, sink, subject, time_ns, seq, code, error, dead_us, raw = ormsgpack.unpackb(data)
     position = Position(time_ns, seq)
-    try:
-        record: Record | None = decode_record(namespace, raw, position)
-    except ValueError:
-        record = None
+    record: Record | None = None
+    if decodes:
+        with contextlib.suppress(ValueError):
+            record = decode_record(namespace, raw, position)
     return DeadLetter(key, sink, namespace, subject, position, code, error, dead_us, raw, record)
 
 
 class DeadLetters:
     """Reads and removes the dead letters that stand in the log."""
 
-    def __init__(self, stream: Stream, reader: Reader) -> None:
+    def __init__(self, connection: Connection, stream: Stream, reader: Reader) -> None:
+        self._connection = connection
         self._stream = stream
         self._reader = reader
 
@@ -86,11 +90,6 @@ class DeadLetters:
         subject = subjects.dead_graphs if thread_name is None else subjects.dead_letter("graph", thread_name)
         return await self._records(subject, deadline)
 
-    async def heads(self, deadline: float) -> list[Record]:
-        """The records among all dead letters of sink ``writer``, large bodies left out."""
-        letters = await self._numbered(self._stream.subjects.dead, deadline, bodies=False)
-        return [letter.record for _, letter in letters if letter.record is not None and letter.sink == "writer"]
-
     async def _records(self, subject: str, deadline: float) -> list[Record]:
         letters = await self.read(subject, deadline)
         return [letter.record for letter in letters if letter.record is not None and letter.sink == "writer"]
@@ -103,17 +102,25 @@ class DeadLetters:
     async def discard(self, sink: str, key: bytes, deadline: float) -> bool:
         """Remove one dead letter; False if it is not there."""
         found = False
-        for seq, letter in await self._numbered(self._stream.subjects.dead, deadline, bodies=False, copies=True):
-            if (letter.sink, letter.key) == (sink, key):
-                chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
-                for each in range(seq, seq + chunks + 1):
-                    await self._stream.api.call(
-                        f"STREAM.MSG.DELETE.{self._stream.dead_name}",
-                        {"seq": each},
-                        deadline=deadline,
-                    )
-                found = True
-        return found
+        while True:
+            server_id = self._connection.server_id
+            try:
+                for seq, letter in await self._numbered(
+                    self._stream.subjects.dead, deadline, bodies=False, copies=True
+                ):
+                    if (letter.sink, letter.key) == (sink, key):
+                        await self._remove(seq, letter, deadline, server_id)
+                        found = True
+                return found
+            except OtherServer:
+                continue  # there other letters may stand at these sequences
+
+    async def _remove(self, seq: int, letter: DeadLetter, deadline: float, server_id: str) -> None:
+        """A letter with its chunks, on the server that it was read from."""
+        chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
+        for each in range(seq, seq + chunks + 1):
+            name, body = f"STREAM.MSG.DELETE.{self._stream.dead_name}", {"seq": each}
+            await self._stream.api.call(name, body, deadline=deadline, server_id=server_id)
 
     async def _numbered(
         self,
@@ -126,6 +133,7 @@ class DeadLetters:
         letters: list[tuple[int, DeadLetter]] = []
         seen: set[tuple[str, bytes]] = set()
         seq = 1
+        undecodable = self._stream.subjects.dead_letter(letter_kind(None), "")
         while True:
             query: dict[str, Any] = {
                 "seq": seq,
@@ -137,8 +145,9 @@ class DeadLetters:
             if not messages:
                 return letters
             for message in messages:
-                seq = int((message.headers or {})["Nats-Sequence"])
-                letter = letter_from(message.data, self._stream.namespace)
+                headers = message.headers or {}
+                seq, decodes = int(headers["Nats-Sequence"]), headers["Nats-Subject"] != undecodable
+                letter = letter_from(message.data, self._stream.namespace, decodes=decodes)
                 if copies or (letter.sink, letter.key) not in seen:
                     seen.add((letter.sink, letter.key))
                     letters.append(

@@ -18,7 +18,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, faults, signalled, stepping
+from . import awaited, enduring, faults, poisoned, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -37,7 +37,8 @@ def work(options: Options) -> None:
             if options.ending in ("close", "raise"):
                 stack.enter_context(agent)
             first = Worker(agent, notebook, options, 0, stopping)
-            first.resume_until_answered()
+            if options.claim:
+                first.resume_until_answered()
             more = [Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads)]
             for worker in more:
                 worker.step = first.step
@@ -47,7 +48,7 @@ def work(options: Options) -> None:
             worker.thread.start()
         join_all(workers, stopping)
         notebook.line("note", what="ending")
-        if options.ending == "close" and options.settings.get("writer") != "off":
+        if options.flush or (options.ending == "close" and options.settings.get("writer") != "off"):
             workers[0].flush()
         end(options.ending)
     notebook.line("note", what="closed")
@@ -76,6 +77,8 @@ def write(options: Options) -> None:
     """A writer, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
     faults.install(options.die, options.freeze, options.break_)
+    if options.poison:
+        poisoned.install(*options.poison)
     with open_agent("~writer", options, stopping, notebook):
         notebook.line("note", what="ready")
         deadline = time.monotonic() + LIFE_SECONDS
@@ -131,6 +134,25 @@ def take_turns(options: Options) -> None:
             notebook.line("note", what="turn")
 
 
+def glance(options: Options) -> None:
+    """At SIGUSR1 look at the state of every agent, all at once; idle before."""
+    notebook, stopping, now = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda number, frame: now.set())
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
+        scripts = [Script(agent, notebook) for agent in agents]
+        threads = [threading.Thread(target=script.glance, daemon=True) for script in scripts]
+        notebook.line("note", what="ready")
+        while not now.wait(0.01):
+            if stopping.is_set():
+                return
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIFE_SECONDS)
+    notebook.line("note", what="closed")
+
+
 def interrupt(options: Options) -> None:
     """Calls that are interrupted by signals, see :mod:`signalled`."""
     signalled.interrupt(options, Notebook(Path(options.folder), options.name), on_term())
@@ -148,6 +170,12 @@ def await_(options: Options) -> None:
     """Agents whose verbs are awaited, see :mod:`awaited`."""
     faults.install(options.die, options.freeze, options.break_)
     awaited.work(options, Notebook(Path(options.folder), options.name), on_term())
+
+
+def endure(options: Options) -> None:
+    """One that lives through many epochs, see :mod:`enduring`."""
+    faults.install(options.die, options.freeze, options.break_)
+    enduring.endure(options, Notebook(Path(options.folder), options.name), on_term(), open_agent)
 
 
 def fork(options: Options) -> None:
@@ -233,14 +261,20 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "write": write,
     "read": read,
     "browse": browse,
+    "glance": glance,
     "take_turns": take_turns,
     "fork": fork,
     "steps": steps,
     "interrupt": interrupt,
     "await": await_,
+    "endure": endure,
 }
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s")
-    PROGRAMS[sys.argv[1]](Options(**json.loads(sys.argv[2])))
+    told = Options(**json.loads(sys.argv[2]))
+    faults.limit(told.limits)
+    if told.meek:
+        faults.drop_capabilities()
+    PROGRAMS[sys.argv[1]](told)
