@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
+from ..config import (
+    API_TIMEOUT_SECONDS,
+    CLOSE_SECONDS,
+    TRIM_SECONDS,
+    WRITER_IN_HAND_SECONDS,
+    WRITER_STANDS_SECONDS,
+    Config,
+)
 from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
@@ -302,7 +310,7 @@ class Wal:
                 target = min(target, self.stream.tally.last_seq)  # of a log that came back shorter
                 pending = await self.stream.pending_from(WRITER, deadline)
                 if pending is None or pending > target:
-                    return
+                    break
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)
                     remaining = info["num_pending"] + info["num_ack_pending"]
@@ -316,6 +324,8 @@ class Wal:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+        stored_by = max((each.moment for each in self.continuity.setbacks), default=-math.inf) + WRITER_IN_HAND_SECONDS
+        await asyncio.sleep(max(0.0, min(stored_by, deadline) - time.monotonic()))
 
     async def _know_the_log(self, deadline: float) -> None:
         """Wait until it is known whether a log that may be another one has what was appended. Raises ``WalUnavailable``."""
