@@ -102,6 +102,8 @@ TRIM_SECONDS = 1.0
 """How often a writer whose acks moved trims the stream."""
 FLOOR_SECONDS = 10.0
 """How often a process that appends asks how far the writer is, to forget which of its records a lost log would take along."""
+WRITER_IN_HAND_SECONDS = 5.0
+"""For how long after a log was lost a writer may still store what it had got from it, before ``flush()`` says what is lost."""
 ACK_WAIT_SECONDS = 5.0
 """After this a message that was pulled and not acknowledged is delivered again."""
 MAX_ACK_PENDING = 20_000

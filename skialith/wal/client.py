@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
+from ..config import (
+    API_TIMEOUT_SECONDS,
+    CLOSE_SECONDS,
+    TRIM_SECONDS,
+    WRITER_IN_HAND_SECONDS,
+    WRITER_STANDS_SECONDS,
+    Config,
+)
 from ..errors import ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
@@ -303,7 +311,7 @@ class Wal:
                 stored = await self.stream.stored(target, deadline)
                 since = (since or time.monotonic()) if stored is None else 0.0
                 if stored or (since and time.monotonic() - since >= _REPLACED_SECONDS):
-                    return
+                    break
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)
                     remaining = info["num_pending"] + info["num_ack_pending"]
@@ -317,6 +325,8 @@ class Wal:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+        stored_by = max((each.moment for each in self.continuity.setbacks), default=-math.inf) + WRITER_IN_HAND_SECONDS
+        await asyncio.sleep(max(0.0, min(stored_by, deadline) - time.monotonic()))
 
     async def _know_the_log(self, deadline: float) -> None:
         """Wait until it is known whether a log that may be another one has what was appended. Raises ``WalUnavailable``."""
