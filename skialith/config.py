@@ -168,7 +168,9 @@ WRITER_SUSPECT_DELIVERIES = 3
 WRITER_DEATHS = 3
 """So many processes of its own must die of a record, one after the other, before it is given up."""
 WRITER_APART_SECONDS = 60.0
-"""How long the process of its own may take for one record, or to start."""
+"""How long the process of its own may give no sign of life, or take to start."""
+WRITER_APART_LONGEST_SECONDS = 600.0
+"""How long it may take for one record."""
 WRITER_MEMORY_TRIES = 3
 """A record for which alone there is not memory enough is given back and tried so many times before it is given up."""
 WRITER_WARN_SECONDS = 30.0

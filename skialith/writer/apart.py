@@ -14,7 +14,7 @@ from typing import Any
 
 import ormsgpack
 
-from ..config import WRITER_APART_SECONDS, WRITER_SUSPECT_DELIVERIES
+from ..config import WRITER_APART_LONGEST_SECONDS, WRITER_APART_SECONDS, WRITER_SUSPECT_DELIVERIES
 from ..errors import BodyMissing, StoreUnavailable, WalError
 from ..records import Message, Record
 from .batch import Deadly, Endless, decode
@@ -83,7 +83,7 @@ class Apart:
         wire = self._ready()
         if wire is None:
             return False
-        decodes = False
+        decodes, deadline = False, time.monotonic() + WRITER_APART_LONGEST_SECONDS
         try:
             send(wire, [message.subject, message.data, *message.position])
             while True:
@@ -92,11 +92,13 @@ class Apart:
                     decodes = True
                 elif word == "body":
                     send(wire, [_body(message, self._settings[1], source)])
-                else:
+                elif word != "alive":
                     break
+                elif time.monotonic() > deadline:
+                    raise TimeoutError
         except TimeoutError as error:
             self.close()
-            raise Endless(f"another process did not end with it within {WRITER_APART_SECONDS:.0f} s") from error
+            raise Endless("a process that stores nothing but this record does not come to an end") from error
         except (EOFError, OSError) as error:
             raise Deadly(
                 f"a process that stored nothing but this record {self._how_it_ended()}", decodes=decodes
@@ -149,7 +151,9 @@ class Apart:
             return []
         try:
             send(self._wire, [])
-            return receive(self._wire)
+            while (answer := receive(self._wire)) == ["alive"]:  # sent on the way, about the record before
+                pass
+            return answer
         except (EOFError, OSError):  # TimeoutError too
             return []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from skialith.config import WRITER_DEATHS, WRITER_SUSPECT_DELIVERIES
 from skialith.errors import StoreUnavailable
 from skialith.records import Message
 from skialith.stores.sqlite import SqliteStore
+from skialith.writer import apart as writer_apart
 from skialith.writer.apart import Apart, suspects
 from skialith.writer.batch import Deadly, Endless
 from skialith.writer.dead_letters import key_of
@@ -188,6 +190,41 @@ def test_a_process_that_was_killed_between_two_records_is_nobodys_fault(apart: A
     apart._process.wait()
     assert apart.store(message(2), source())
     assert events(store) == ["e1", "e2"]
+
+
+def test_one_that_is_slow_gives_signs_of_life_and_one_that_hangs_does_not(
+    apart: Apart, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program(slow: str) -> tuple[str, ...]:
+        text = (
+            "import sys, time; import skialith.apart; from skialith.writer.sinks import EventSink; "
+            "skialith.apart._LIFE_SECONDS = 0.05; original = EventSink.write; "
+            f"EventSink.write = lambda *of: ({slow}, original(*of)); skialith.apart.main(int(sys.argv[1]))"
+        )
+        return (sys.executable, "-c", text)
+
+    words: list[str] = []
+    receive = writer_apart.receive
+
+    def remember(wire: socket.socket) -> list[Any]:
+        frame = receive(wire)
+        words.append(frame[0])
+        return frame
+
+    monkeypatch.setattr(writer_apart, "receive", remember)
+    apart.command = program("time.sleep(0.5)")
+    assert apart.store(message(1), source()) and events(store) == ["e1"]
+    assert words[:3] == ["ready", "decoded", "alive"] and words[-1] == "stored"
+    monkeypatch.setattr(writer_apart, "WRITER_APART_LONGEST_SECONDS", 0.0)
+    with pytest.raises(Endless):
+        apart.store(message(2), source())
+
+    apart.command = program("3 ** 10 ** 8")  # which holds the GIL
+    assert apart._ready() is not None and apart._wire is not None
+    apart._wire.settimeout(1.0)
+    with pytest.raises(Endless):
+        apart.store(message(3), source())
+    assert events(store) == ["e1"]
 
 
 def test_a_process_that_cannot_be_started_leaves_it_to_the_writer(apart: Apart) -> None:
