@@ -20,6 +20,9 @@ from .fencing_processes import AGENTS, Process, at_once
 from .fencing_writes import Writing
 
 BRIEF_SECONDS = 1
+DISTURBED_CHANCE = 0.05
+LATER = 1 << 63
+"""Behind every sequence: while a server is disturbed another one may answer that does not know the last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,17 +104,17 @@ class Owning(Writing):
         history.doubt(agent)
         began, number = self._last_seq(), history.tick()
         ready = threading.Barrier(len(racers))
-        disturbed = dice.random() < 0.02
+        disturbed = dice.random() < DISTURBED_CHANCE
         at_once(
-            [partial(self._run, racer, ready) for racer in racers],
+            [partial(self._run, racer, ready, disturbed) for racer in racers],
             (lambda: self._disturb(dice)) if disturbed else (lambda: None),
         )
-        after = self._lease(agent)
+        after, end = self._lease(agent), self._last_seq()
         returned = [racer for racer in racers if racer.returned]
         if not returned:
             return
         returned.sort(key=lambda racer: (self._stands_for(racer, after), racer.returned))
-        claims = [Claim(racer.holder, began, racer.returned, number, last=False) for racer in returned]
+        claims = [Claim(racer.holder, began, min(racer.returned, end), number, last=False) for racer in returned]
         claims[-1].last = self._stands_for(returned[-1], after)
         if not claims[-1].last and len(returned) == len(racers) and known is not None:
             raise Violation(f"none of those who claimed {agent!r} at once has it: {after}")
@@ -129,7 +132,7 @@ class Owning(Writing):
             racers.append(Racer(process, holder, outside, dice.randrange(1 << 32)))
         return racers
 
-    def _run(self, racer: Racer, ready: threading.Barrier) -> None:
+    def _run(self, racer: Racer, ready: threading.Barrier, disturbed: bool) -> None:
         process, dice, agent = racer.process, random.Random(racer.seed), racer.holder.agent
 
         def claim(deadline: float) -> None:
@@ -141,7 +144,7 @@ class Owning(Writing):
 
         ready.wait()
         if self._reached(process, claim):
-            racer.returned = self._last_seq()
+            racer.returned = LATER if disturbed else self._last_seq()
             for _ in range(dice.randrange(4)):
                 self._write_for(process, racer.holder, self._deadline(process), dice)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +55,7 @@ class _Unlisted(Node):
     """A node that tells nobody of the others: a client that connected to one of those would leave its proxy behind."""
 
     def _configuration(self) -> str:
-        return f"{super()._configuration().replace('routes:', 'no_advertise: true, routes:')}\n{MAX_PAYLOAD}\n"
+        return super()._configuration().replace("routes:", "no_advertise: true, routes:")
 
 
 class UnlistedCluster(Cluster):
@@ -63,34 +64,54 @@ class UnlistedCluster(Cluster):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         routes = [node._route for node in self.servers if isinstance(node, Node)]
-        self.servers = [_Unlisted(directory / f"n{number}", route, routes) for number, route in enumerate(routes)]
+        self.servers = [
+            _Unlisted(directory / f"n{number}", route, routes, MAX_PAYLOAD) for number, route in enumerate(routes)
+        ]
 
 
 class ThreeServers:
-    """Each process is a client of one of them. Disturbed by one that is killed and starts again, or a leader that steps down."""
+    """Each process is a client of one of them. One is killed or stands still for a while, or the leader steps down."""
 
     replicas = 3
     patience = 40.0
 
     def __init__(self, cluster: Cluster) -> None:
-        self._servers = cluster.servers
+        self._cluster, self._servers = cluster, cluster.servers
         self.url = cluster.servers[0].url
 
     def port(self, number: int) -> int:
         return self._servers[number % len(self._servers)].port
 
     def disturb(self, dice: random.Random, stream: str) -> bool:
-        with OutsideClient(self.url, stream) as outside:
-            wait_until(
-                outside.in_step, WHOLE_SECONDS, "every replica is up to date"
-            )  # to lose two at once is another promise
-            if dice.random() < 0.5:
-                outside.step_down()
-                return False
-        server, other = dice.sample(self._servers, 2)
+        # To lose two replicas at once is another promise.
+        wait_until(lambda: self._cluster.whole(stream), WHOLE_SECONDS, "the cluster is whole")
+        leader = self._cluster.leaders(stream)[""][0][0]
+        way = dice.choice([self._step_down, self._kill, self._stop])
+        way(dice, stream, leader if dice.random() < 0.5 else dice.choice(self._servers))
+        return way == self._kill
+
+    def _step_down(self, dice: random.Random, stream: str, server: NatsServer) -> None:
+        with OutsideClient(server.url, stream) as outside:
+            outside.step_down()
+
+    def _kill(self, dice: random.Random, stream: str, server: NatsServer) -> None:
         server.kill()
         if dice.random() < 0.5:
-            with OutsideClient(other.url, stream) as outside:
-                outside.last_seq()  # the others have a leader, and go on without it
+            self._wait_for_others(stream, server)
         server.start()
-        return True
+
+    def _stop(self, dice: random.Random, stream: str, server: NatsServer) -> None:
+        """It goes on as if nothing had been, and if it led it answers as the leader until it hears of the next one."""
+        server.pause()
+        try:
+            self._wait_for_others(stream, server)
+            time.sleep(dice.uniform(0.0, 0.5))  # requests gather in its sockets
+        finally:
+            server.resume()
+        wait_until(lambda: len(self._cluster.leaders(stream).get("", ())) == 1, WHOLE_SECONDS, "there is one leader")
+
+    def _wait_for_others(self, stream: str, server: NatsServer) -> None:
+        """Until they have a leader, and go on without it."""
+        other = next(each for each in self._servers if each is not server)
+        with OutsideClient(other.url, stream) as outside:
+            outside.last_seq()
