@@ -249,6 +249,14 @@ class Leases:
         self._check(lease, holder)
         lease.server_id = server_id
 
+    async def confirm(self, lease: Lease, deadline: float) -> None:
+        """Be the owner as of now; otherwise raise ``AgentFenced``. With replicas only a write tells: a leader that was replaced
+        may say of a lease that it is mine which is another's by now."""
+        if self._stream.replicas > 1:
+            await self.renew(lease, deadline)
+        else:
+            await self.verify(lease, deadline)
+
     async def ensure(self, lease: Lease, deadline: float) -> None:
         """What must hold before a write: not lost, verified on this server, no earlier write of unknown fate."""
         if lease.lost is not None:

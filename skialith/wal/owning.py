@@ -49,7 +49,7 @@ class Owning:
             if held is not None and held.lost is None:
                 # Another process may have taken it over since the last write; whoever resumes takes it back.
                 with contextlib.suppress(AgentFenced):
-                    await self._leases.verify(held, deadline)
+                    await self._leases.confirm(held, deadline)
                     await self._leases.ensure(held, deadline)
                     held.users += 1
                     return held
@@ -95,7 +95,7 @@ class Owning:
         """Read the lease, if this process took one. Raises ``AgentFenced`` if it is not this process's any more."""
         async with self._owning(agent_id) as lane:
             if lane.lease is not None:
-                await self._leases.verify(lane.lease, deadline)
+                await self._leases.confirm(lane.lease, deadline)
 
     async def release(self, agent_id: LaneName) -> None:
         """One user of the lease less; the last one gives the agent up, after all that was handed over until then."""

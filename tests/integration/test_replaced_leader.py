@@ -110,6 +110,25 @@ def test_an_owner_is_not_fenced_by_the_lease_before_its_own(
         append(wal, event(wal, "a", "e2"))
 
 
+def test_who_was_replaced_is_told_so_at_once(
+    wal: Wal, nats_url: str, open_wal: OpenWal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader still says that the lease is its own: to confirm that raises, to resume takes the agent back."""
+    wal.claim("a", soon())
+    own = wal.call(lambda: wal.stream.last_message(wal.stream.subjects.lease("a"), soon()), 5.0)
+    later = open_wal(nats_url, namespace=wal.stream.namespace)
+    later.claim("a", soon())
+    with monkeypatch.context() as stale:
+        answers = iter([own])
+        says(wal, stale, lambda query: next(answers, None))  # and then knows of nothing, so that it is read another way
+        with pytest.raises(AgentFenced):
+            wal.confirm("a", soon())
+    wal.claim("a", soon())
+    append(wal, event(wal, "a", "e1"))
+    with pytest.raises(AgentFenced):
+        append(later, event(later, "a", "e2"))
+
+
 def test_the_newest_checkpoint_and_event_are_found_behind_its_back(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
     append(wal, checkpoint(wal, "a", 1))
     earlier = wal.call(lambda: wal.stream.last_message(wal.stream.subjects.checkpoint("a"), soon()), 5.0)
