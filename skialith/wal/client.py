@@ -135,7 +135,7 @@ class Wal:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
             self.log.forget_idle()
             try:
-                if self.stream.tally.appended_bytes:
+                if self.stream.tally.appended_bytes or self.stream.shorter:
                     await self.stream.info()
                     await self.continuity.look_again()
                 if self._watched:
