@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -291,6 +292,30 @@ def test_an_older_copy_of_all_replicas(tmp_path: Path, monkeypatch: pytest.Monke
             agent.flush()
         assert sequences(caught.value) == lost
         assert ids(agent) == ["before", *(f"new{n}" for n in range(5))]
+
+
+@pytest.mark.parametrize("older", ["msgs", "obs"])
+def test_consumers_that_come_back_newer_or_older_than_the_records(place: Place, older: str) -> None:
+    """The disk had synced one and not the other: what gets sequences that a consumer has acknowledged is stored all the same."""
+    agent = place.open()
+    agent.save_event("before", 1)
+    place.store_all()
+    copy = place.copy()
+    kept = [agent.save_event(f"kept{n}", n).seq for n in range(6)]
+    place.store_all()
+    place.server.kill()
+    (stream,) = place.server.store.rglob("SKIALITH_default")
+    shutil.rmtree(stream / older)
+    shutil.copytree(copy / stream.relative_to(place.server.store) / older, stream / older)
+    place.server.start()
+    new = [agent.save_event(f"new{n}", n).seq for n in range(3)]
+    assert (set(new) <= set(kept)) is (older == "msgs")
+    place.store_all()
+    assert agent.flush() == 0
+    new.append(agent.save_event("newest", 1).seq)
+    place.store_all()
+    assert ids(agent) == ["before", *(f"kept{n}" for n in range(6)), "new0", "new1", "new2", "newest"]
+    assert api(agent, "STREAM.INFO.SKIALITH_default")["state"]["messages"] == 0
 
 
 def test_a_consumer_deleted_under_its_writer(place: Place) -> None:
