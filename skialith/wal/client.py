@@ -142,7 +142,7 @@ class Wal:
             try:
                 self.log.forget_idle()
                 self.log.owning.keep(self._config.timeout)
-                if self.stream.tally.appended_bytes:
+                if self.stream.tally.appended_bytes or self.stream.shorter:
                     await self.stream.info()
                     await self.continuity.look_again()
                 if self._watched:

@@ -15,6 +15,9 @@ from .read import Reader
 from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
 
+DOUBT_SECONDS = 10.0
+"""How long records of a log with replicas must seem to be gone before they are taken to be; longer than an election takes."""
+
 log = logging.getLogger("skialith.wal")
 
 Run: TypeAlias = tuple[int, int, int]
@@ -46,6 +49,8 @@ class Continuity:
         self._earlier: list[tuple[list[Run], int, float]] = []
         """What was acknowledged on servers that are gone, and when each was lost, until the log was looked at since."""
         self._news = asyncio.Event()
+        self._news_at = 0.0
+        self._short_since = 0.0
         self.setbacks: list[Setback] = []
         """What nobody was told yet; whoever tells it takes it out."""
 
@@ -62,6 +67,7 @@ class Continuity:
         """What was acknowledged until then is to be looked for again."""
         runs, self._runs = self._runs, []
         self._earlier.append(([*runs, *self._stream.tally.take()], self._stream.time_at(moment), moment))
+        self._news_at = time.monotonic()
         self._news.set()
 
     async def watch(self) -> None:
@@ -89,11 +95,19 @@ class Continuity:
         stream = self._stream
         if self.notice_new_log():
             return
-        if stream.shorter and await self._went_back():
-            log.warning("%s is shorter than it was; connecting anew", stream.name)
-            await self._connection.distrust()
-        elif time.monotonic() - self._floor_at >= FLOOR_SECONDS:
+        if stream.shorter:
+            self._short_since = self._short_since or time.monotonic()
+            if self._is_sure(self._short_since):
+                log.warning("%s is shorter than it was; connecting anew", stream.name)
+                await self._connection.distrust()
+            return
+        self._short_since = 0.0
+        if time.monotonic() - self._floor_at >= FLOOR_SECONDS:
             await self._forget_stored()
+
+    def _is_sure(self, since: float) -> bool:
+        """Of a log with replicas: a follower may answer while there is no leader, and lack what was acknowledged."""
+        return self._stream.replicas == 1 or time.monotonic() - since >= DOUBT_SECONDS
 
     def notice_new_log(self) -> bool:
         """Whether the stream was made anew, as it was seen last, while its server lived on."""
@@ -101,12 +115,6 @@ class Continuity:
             return False
         self._part_with(time.monotonic())
         return True
-
-    async def _went_back(self) -> bool:
-        """Whether a log of which only this server's peers were lost is really shorter; a leader of before may have answered."""
-        await asyncio.sleep(RETRY_LONGEST_SECONDS)
-        await self._stream.info()
-        return self._stream.shorter and not self._news.is_set()
 
     async def _forget_stored(self) -> None:
         """What the writer has acknowledged is in the database, whatever becomes of the log."""
@@ -118,7 +126,7 @@ class Continuity:
             self._floor_at = time.monotonic()
 
     async def _look(self) -> bool:
-        """Compare, once; False if the server went away or changed meanwhile."""
+        """Compare, once; False if the server changed meanwhile, or if it is too early to say that records are lost."""
         epoch, stream, earlier = self._connection.epoch, self._stream, list(self._earlier)
         info = await stream.info()
         found: list[tuple[list[Run], list[Run], int, float]] = []
@@ -134,6 +142,8 @@ class Continuity:
                 last = (await self._reader.goes_on(lost_ns, time.monotonic() + API_TIMEOUT_SECONDS)).seq - 1
                 found.append((beyond(runs, last), up_to(runs, last), lost_ns, moment))
         if epoch != self._connection.epoch or len(earlier) != len(self._earlier):
+            return False
+        if any(each[0] for each in found) and not self._is_sure(self._news_at):
             return False
         self._created, self._earlier = stream.created, []
         stream.tally.set_back(last)

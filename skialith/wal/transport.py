@@ -331,7 +331,7 @@ class Connection:
         await self.ready(deadline)
         while self._guarded and not self.wire.takes_records:
             if self._refusal is not None:
-                raise self._refusal
+                raise self._refusal.with_traceback(None)  # it is raised many times
             try:
                 await asyncio.wait_for(self._judged.wait(), max(0.0, deadline - time.monotonic()))
             except asyncio.TimeoutError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ from skialith.config import load
 from skialith.doctor import examine
 from skialith.errors import SkialithError
 from skialith.findings import Finding
-from skialith.wal import client
+from skialith.wal import client, continuity
+from tests.fixtures.cluster import Cluster
 from tests.fixtures.command import Said, skialith
 from tests.fixtures.nats import NatsServer, wait_until
 
@@ -236,6 +238,85 @@ def test_a_stream_deleted_under_everybody(place: Place) -> None:
     assert sequences(caught.value) == [lost]
     assert agent.flush() == 0
     assert ids(agent) == ["stored", "after"] and ids(anew) == ["new"]
+
+
+def test_a_log_that_is_shorter_than_what_was_acknowledged_is_noticed_on_a_connection_that_lives_on(
+    place: Place,
+) -> None:
+    """As when a majority of replicas went back and this node did not: the connection is made anew and leases are read again."""
+    agent = place.open(lease_seconds=30.0)
+    agent.resume()
+    agent.save_event("one", 1)
+    wal = agent._engine("test").wal
+    epoch, server_id = wal.connection.epoch, wal.connection.server_id
+    wal.stream.tally.note(wal.stream.tally.last_seq + 1000, 1)  # so this is not in the log
+    wait_until(lambda: wal.connection.epoch > epoch and wal.connection.is_open, 20, "it is connected anew")
+    assert wal.connection.server_id != server_id
+    lease = wal.log.lanes["agent"].lease
+    assert lease is not None and lease.server_id == server_id
+    agent.save_event("two", 1)
+    assert lease.server_id == wal.connection.server_id
+    place.store_all()
+    with pytest.raises(RecordsLost):
+        agent.flush()
+    assert agent.flush() == 0 and ids(agent) == ["one", "two"]
+
+
+def test_an_older_copy_of_all_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "WRITER_IN_HAND_SECONDS", 0.2)
+    monkeypatch.setattr(continuity, "DOUBT_SECONDS", 1.0)
+    with Cluster(tmp_path / "cluster") as cluster, ExitStack() as stack:
+        place = Place(cluster.servers[0], tmp_path, stack)
+        place.settings |= {
+            "nats_url": ",".join(server.url for server in cluster.servers),
+            "replicas": 3,
+            "timeout": 25.0,
+        }
+        agent = place.open()
+        agent.resume()
+        agent.save_event("before", 1)
+        for server in cluster.servers:
+            server.stop()
+        for number, server in enumerate(cluster.servers):
+            server.copy_store(tmp_path / f"copy{number}")
+        cluster.start()
+        lost = [agent.save_event(f"lost{n}", n).seq for n in range(5)]
+        for server in cluster.servers:
+            server.kill()
+        for number, server in enumerate(cluster.servers):
+            server.put_back(tmp_path / f"copy{number}")
+        cluster.start()
+        new = [agent.save_event(f"new{n}", n).seq for n in range(5)]
+        assert new == lost
+        place.store_all()
+        with pytest.raises(RecordsLost) as caught:
+            agent.flush()
+        assert sequences(caught.value) == lost
+        assert ids(agent) == ["before", *(f"new{n}" for n in range(5))]
+
+
+@pytest.mark.parametrize("older", ["msgs", "obs"])
+def test_consumers_that_come_back_newer_or_older_than_the_records(place: Place, older: str) -> None:
+    """The disk had synced one and not the other: what gets sequences that a consumer has acknowledged is stored all the same."""
+    agent = place.open()
+    agent.save_event("before", 1)
+    place.store_all()
+    copy = place.copy()
+    kept = [agent.save_event(f"kept{n}", n).seq for n in range(6)]
+    place.store_all()
+    place.server.kill()
+    (stream,) = place.server.store.rglob("SKIALITH_default")
+    shutil.rmtree(stream / older)
+    shutil.copytree(copy / stream.relative_to(place.server.store) / older, stream / older)
+    place.server.start()
+    new = [agent.save_event(f"new{n}", n).seq for n in range(3)]
+    assert (set(new) <= set(kept)) is (older == "msgs")
+    place.store_all()
+    assert agent.flush() == 0
+    new.append(agent.save_event("newest", 1).seq)
+    place.store_all()
+    assert ids(agent) == ["before", *(f"kept{n}" for n in range(6)), "new0", "new1", "new2", "newest"]
+    assert api(agent, "STREAM.INFO.SKIALITH_default")["state"]["messages"] == 0
 
 
 def test_a_consumer_deleted_under_its_writer(place: Place) -> None:
