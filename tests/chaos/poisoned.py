@@ -15,7 +15,7 @@ from typing import Any
 from skialith import _rows, apart, records, trace_json
 from skialith.records import Position, Record
 from skialith.stores import rows
-from skialith.writer import batch
+from skialith.writer import batch, held
 from skialith.writer.apart import Apart
 
 SURPRISES: dict[str, type[Exception]] = {"3.0.0": RuntimeError, "6.0.0": MemoryError, "9.0.0": RecursionError}
@@ -36,6 +36,7 @@ def install(place: str, doing: str) -> None:
 
     for each in place.split("+"):
         _PLACES[each](meet)
+    _replace(held, "WRITER_ASIDE_FIRST_SECONDS", 0.1)  # for a shorter test
     Apart.command = (sys.executable, "-m", "tests.chaos.poisoned", place, doing)
 
 
@@ -76,8 +77,8 @@ def _before(meet: Meet, owner: object, name: str) -> None:
     _replace(owner, name, convert)
 
 
-def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
-    setattr(owner, name, function)
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
 
 
 _PLACES: dict[str, Callable[[Meet], None]] = {

@@ -20,7 +20,7 @@ DEAD = [(agent, event_id) for agent in AGENTS for event_id in SURPRISES]
 
 def records_of(world: World) -> None:
     """Two agents that have written all they want, before any writer runs."""
-    child = world.spawn(agents=AGENTS, threads=2, steps=12, large=0.02, settings=OFF)
+    child = world.spawn(agents=AGENTS, steps=12, large=0.02, settings=OFF)
     assert child.wait() == 0, child.tail()
 
 
