@@ -9,7 +9,7 @@ import pytest
 
 from . import outside
 from .conftest import Report
-from .poisoned import SURPRISES
+from .poisoned import DEADLY, SURPRISES
 from .world import END_SECONDS, World, rounds
 
 pytestmark = pytest.mark.chaos
@@ -72,7 +72,7 @@ def test_a_record_of_which_the_writer_dies(
     records_of(world)
     world.hurry()
     deaths = drain(world, place, doing)
-    verdict = world.verdict(steady=True, dead=DEAD)
+    verdict = world.verdict(steady=True, dead=[(agent, DEADLY) for agent in AGENTS])
     report(f"25 the writer dies, {place}, {world.database}", deaths, verdict)
     assert not verdict.problems, str(verdict)
     assert deaths >= 2, "else nothing was tried"
