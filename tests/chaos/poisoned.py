@@ -15,11 +15,13 @@ from typing import Any
 from skialith import _rows, apart, records, trace_json
 from skialith.records import Position, Record
 from skialith.stores import rows
-from skialith.writer import batch
+from skialith.writer import batch, held
 from skialith.writer.apart import Apart
 
 SURPRISES: dict[str, type[Exception]] = {"3.0.0": RuntimeError, "6.0.0": MemoryError, "9.0.0": RecursionError}
-"""The ids of the records, and what is raised of each if something is."""
+"""The ids of the records of which something is raised, and what."""
+DEADLY = "6.0.0"
+"""The id of the records of which the process dies."""
 
 
 def install(place: str, doing: str) -> None:
@@ -31,11 +33,14 @@ def install(place: str, doing: str) -> None:
     def meet(event_id: str) -> None:
         if doing == "raise":
             raise SURPRISES[event_id]("in the test")
+        if event_id != DEADLY:
+            return
         os.kill(os.getpid(), signal.Signals[doing])
         time.sleep(60)  # the signal is on its way; nothing may happen behind this point
 
     for each in place.split("+"):
         _PLACES[each](meet)
+    _replace(held, "WRITER_ASIDE_FIRST_SECONDS", 0.1)  # for a shorter test
     Apart.command = (sys.executable, "-m", "tests.chaos.poisoned", place, doing)
 
 
@@ -76,8 +81,8 @@ def _before(meet: Meet, owner: object, name: str) -> None:
     _replace(owner, name, convert)
 
 
-def _replace(owner: object, name: str, function: Callable[..., Any]) -> None:
-    setattr(owner, name, function)
+def _replace(owner: object, name: str, value: object) -> None:
+    setattr(owner, name, value)
 
 
 _PLACES: dict[str, Callable[[Meet], None]] = {

@@ -9,7 +9,7 @@ import pytest
 
 from . import outside
 from .conftest import Report
-from .poisoned import SURPRISES
+from .poisoned import DEADLY, SURPRISES
 from .world import END_SECONDS, World, rounds
 
 pytestmark = pytest.mark.chaos
@@ -20,7 +20,7 @@ DEAD = [(agent, event_id) for agent in AGENTS for event_id in SURPRISES]
 
 def records_of(world: World) -> None:
     """Two agents that have written all they want, before any writer runs."""
-    child = world.spawn(agents=AGENTS, threads=2, steps=12, large=0.02, settings=OFF)
+    child = world.spawn(agents=AGENTS, steps=12, large=0.02, settings=OFF)
     assert child.wait() == 0, child.tail()
 
 
@@ -72,7 +72,7 @@ def test_a_record_of_which_the_writer_dies(
     records_of(world)
     world.hurry()
     deaths = drain(world, place, doing)
-    verdict = world.verdict(steady=True, dead=DEAD)
+    verdict = world.verdict(steady=True, dead=[(agent, DEADLY) for agent in AGENTS])
     report(f"25 the writer dies, {place}, {world.database}", deaths, verdict)
     assert not verdict.problems, str(verdict)
     assert deaths >= 2, "else nothing was tried"
