@@ -192,7 +192,7 @@ class AsyncSkialithAgent(BaseAgent):
         engine = await self._engine("flush")
         seconds = self._config.timeout if timeout is None else timeout
         await engine.wal.ask(lambda: engine.wal.flushed(seconds), time.monotonic() + seconds)
-        return await in_thread(engine.count_dead)
+        return await in_thread(engine.flushed)
 
     async def open(self) -> AsyncSkialithAgent:
         """Connect; verbs do so themselves. Raises as the constructor of :class:`skialith.SkialithAgent`. May be called twice."""

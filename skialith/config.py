@@ -77,6 +77,10 @@ PING_SECONDS = 5.0
 """Interval of the protocol ping that finds dead connections."""
 API_TIMEOUT_SECONDS = 5.0
 """How long one JetStream API request may take before it is repeated."""
+POWER_CHECK_SECONDS = 10.0
+"""How often ``durability="power"`` looks again whether the servers that keep the log sync; besides at every new connection."""
+POWER_AGAIN_SECONDS = 0.5
+"""The same while records are held back, or while one of these servers is away."""
 PEER_SILENT_SECONDS = 4.0
 """How long a replica may be unheard by its leader before it is shown as silent; the server's heartbeats are 1 s apart, and
 after 4 s without one the others begin to elect a new leader."""
@@ -95,6 +99,8 @@ DEFAULT_WAL_BYTES = 8 * 1024 * 1024 * 1024
 """``max_bytes`` of the stream when ``wal_bytes`` is not set and the server is not the embedded one."""
 TRIM_SECONDS = 1.0
 """How often a writer whose acks moved trims the stream."""
+FLOOR_SECONDS = 10.0
+"""How often a process that appends asks how far the writer is, to forget which of its records a lost log would take along."""
 ACK_WAIT_SECONDS = 5.0
 """After this a message that was pulled and not acknowledged is delivered again."""
 MAX_ACK_PENDING = 20_000
@@ -171,8 +177,11 @@ DATABASE_TRUST_SECONDS = 1.0
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
 DATABASE_LOCK_SECONDS = 10
-"""How long a statement waits for another transaction's row lock; less than ``DATABASE_STATEMENT_SECONDS``, so that the
-database and not the driver ends the wait."""
+"""How long a statement waits for another transaction's lock on a row or a table (backup, ALTER); less than
+``DATABASE_STATEMENT_SECONDS``, so that the database and not the driver ends the wait: what a driver gives up goes on waiting in
+the server, one connection more at every try."""
+DATABASE_IDLE_SECONDS = 30
+"""After this a server ends a transaction whose client has gone silent, and gives its row locks to others."""
 DATABASE_CONNECTIONS = 8
 """Connections one store holds at most; further callers wait for one to be returned."""
 DATABASE_CHECKOUT_SECONDS = 30.0
@@ -190,6 +199,10 @@ DATABASE_MIGRATION_SECONDS = 600
 """Longest statement of a schema migration."""
 DATABASE_MIGRATION_LOCK_SECONDS = 60
 """How long a process waits for another one's schema migration."""
+DATABASE_MIGRATION_TRIES = 10
+"""How often a migration is begun in a cluster where another node's process may be making the same changes."""
+DATABASE_MIGRATION_PAUSE_SECONDS = 0.5
+"""Longest pause between two of these tries."""
 SQLITE_WAL_BYTES = 64 * 1024 * 1024
 """Size to which SQLite cuts its own write-ahead file after a checkpoint."""
 SQLITE_BUSY_SECONDS = 5.0
@@ -266,7 +279,10 @@ class Config:
     ``database_url``: ``mysql://user:pass@host:port/db`` or ``sqlite:///path``; None is SQLite below ``directory``.
     ``namespace``: 1 to 32 of ``A-Z a-z 0-9 _ -``; one stream, one set of rows. ``writer``: ``"on"`` moves records to the
     database from this process, ``"off"`` leaves that to others (``skialith writer``). ``durability``: what a PubAck must
-    survive, ``"process"`` or ``"power"``. ``timeout``: seconds a blocking call may take (0 < t <= 25).
+    survive, ``"process"`` or ``"power"``; the latter is verified through ``nats_monitor_url`` (comma-separated ``http://`` URLs,
+    one for each server that keeps the log) or ``nats_system_url`` (``nats://user:pass@host`` of the system account, which
+    reaches all of them; ``nats_system_creds`` in place of a password). ``timeout``: seconds a blocking
+    call may take (0 < t <= 25).
     """
 
     nats_url: str | None = None
@@ -286,6 +302,8 @@ class Config:
     nats_tls_cert: str | None = None
     nats_tls_key: str | None = None
     nats_monitor_url: str | None = None
+    nats_system_url: str | None = None
+    nats_system_creds: str | None = None
     nats_server: str | None = None
 
     @property
@@ -372,12 +390,13 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _check_urls(config: Config) -> None:
-    for url in (config.nats_url or "").split(",") if config.nats_url else ():
-        if _scheme("nats_url", url) not in ("nats", "tls"):
-            raise ConfigurationError(
-                f"nats_url {redact(url)!r} is not supported: use nats://host:4222 or tls://host:4222 "
-                "(several separated by commas), or leave it out for the embedded server"
-            )
+    for name in ("nats_url", "nats_system_url"):
+        for url in (getattr(config, name) or "").split(",") if getattr(config, name) else ():
+            if _scheme(name, url) not in ("nats", "tls"):
+                raise ConfigurationError(
+                    f"{name} {redact(url)!r} is not supported: use nats://host:4222 or tls://host:4222 "
+                    "(several separated by commas), or leave it out" + " for the embedded server" * (name == "nats_url")
+                )
     if config.database_url is not None and _scheme("database_url", config.database_url) not in ("mysql", "sqlite"):
         raise ConfigurationError(
             f"database_url {redact(config.database_url)!r} is not supported: "

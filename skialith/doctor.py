@@ -8,20 +8,25 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from .cli_settings import NothingHere, check_something_here
-from .cli_show import group_line, plural, printable, size, span
+from .cli_show import group_line, plural, printable, size, span, when
 from .cli_sql import sqlite_file
 from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
 from .errors import SkialithError, WalError, WalUnavailable
+from .losses import Loss, losses
+from .records import Position
 from .stores import open_store
 from .stores.base import Store
 from .wal.api import time_ns
 from .wal.client import Wal
+from .wal.continuity import shown
 from .wal.group import Group
 from .wal.local import LocalServer, find_binary, inspect
+from .wal.power import Power
 from .wal.status import WalStatus
 
 Level = Literal["ok", "warn", "fail"]
@@ -33,6 +38,13 @@ _DISK_WARN_BYTES = 1024 * 1024 * 1024
 _NO_MAJORITY = (
     "start the nodes that are down: a majority must run and reach each other. Nothing that was acknowledged is lost by this, "
     "and calls are retried until their timeout"
+)
+
+
+_WHAT_IS_LOST = (
+    "each of these is a record that is lost, or a lease or a part of a large record, which have no rows. What was acknowledged\n"
+    "in that time behind the last row of before shows nowhere here: processes that live on name theirs in their logs and by\n"
+    "`RecordsLost` of their next flush(). Save again what is missing, the same event ids are safe: docs/PRODUCTION.md"
 )
 
 
@@ -64,7 +76,8 @@ def examine(config: Config) -> Iterator[Finding]:
     log = _Log(config)
     try:
         yield from log.connect()
-        yield from _database(config, log.wal_id)
+        yield from log.power()
+        yield from _database(config, log)
         yield from log.condition()
     finally:
         log.close()
@@ -173,7 +186,8 @@ class _Log:
                 how = "the embedded server runs" if was_running else "the embedded server was started for this look"
             else:
                 how = redact(self._config.nats_url or "")
-            self.wal = Wal(self._config, self._find_url)
+            # What does not sync is a finding of its own, and no reason not to look at the rest.
+            self.wal = Wal(replace(self._config, durability="process"), self._find_url)
             self.wal.open(self._config.timeout, create=False)
             self._status = self.wal.status(self._config.timeout)
         except SkialithError as error:
@@ -184,6 +198,34 @@ class _Log:
         copies = f"{plural(self._status.replicas, 'replica')}"
         yield Finding(
             "stream", "ok", f"{self._status.stream} ({copies}), consumers {consumers}: settings as they must be"
+        )
+
+    def power(self) -> Iterator[Finding]:
+        """Whether the servers sync, if they must."""
+        wal = self.wal
+        if self._config.durability != "power" or self._config.embedded or wal is None or self._status is None:
+            return
+        power = Power(self._config, wal.connection, wal.stream)
+        try:
+            power.check_settings()
+            seen = wal.call(power.look, self._config.timeout)
+        except SkialithError as error:
+            yield Finding("power", "fail", str(error), "see the message; until then no record is taken")
+            return
+        text = f"{', '.join(map(printable, seen.syncing))}: synced before it is acknowledged"
+        if seen.away:
+            fix = "start them; they are looked at again when they answer"
+            yield Finding("power", "warn", f"{text}; not seen: {', '.join(map(printable, seen.away))}", fix)
+            return
+        yield Finding("power", "ok", text)
+
+    def goes_on(self, time_ns: int) -> Position:
+        """Where the log has its first message that is newer, or will have its next one. Raises ``WalError``."""
+        wal = self.wal
+        if wal is None:
+            raise WalUnavailable("the log was not reached")
+        return wal.call(
+            partial(wal.reader.goes_on, time_ns, time.monotonic() + self._config.timeout), self._config.timeout
         )
 
     def _find_url(self) -> str:
@@ -290,7 +332,10 @@ def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
     text = f"{plural(records, 'record')} behind, the oldest by {span(seconds)}" if records else "up to date"
     if records and not pulls:
         return Finding(
-            name, "warn", f"{text}; no writer is running", "start `skialith writer`, or an agent with writer on"
+            name,
+            "warn",
+            f"{text}; no writer asks for them",
+            "start `skialith writer`, or an agent with writer on; those that run wait for their database",
         )
     if seconds > _LAG_WARN_SECONDS:
         return Finding(
@@ -302,7 +347,7 @@ def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
 # ---- the database
 
 
-def _database(config: Config, wal_id: str | None) -> Iterator[Finding]:
+def _database(config: Config, log: _Log) -> Iterator[Finding]:
     """Reachable, migrated, bound to this log, writable."""
     if (file := sqlite_file(config)) is not None and not file.exists():
         detail = f"{file} is not there yet; the first writer makes it"
@@ -314,19 +359,19 @@ def _database(config: Config, wal_id: str | None) -> Iterator[Finding]:
         yield Finding("database", "fail", str(error), "correct SKIALITH_DATABASE_URL")
         return
     try:
-        yield from _store(config, store, wal_id)
+        yield from _store(config, store, log)
     finally:
         store.close()
 
 
-def _store(config: Config, store: Store, wal_id: str | None) -> Iterator[Finding]:
+def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
     if (error := _failing(store.ping)) is not None:
         fix = "start it or correct SKIALITH_DATABASE_URL; until then records are safe in the log"
         yield Finding("database", "fail", f"{printable(store.url)} does not answer: {error}", fix)
         return
     yield Finding("database", "ok", printable(store.url))
     if (error := _failing(partial(store.counts, config.namespace))) is not None:
-        fix = "run `skialith migrate` (the first writer does it too)"
+        fix = "run `skialith migrate` if the database is new (the first writer does it too)"
         yield Finding("tables", "warn", f"the tables cannot be read: {error}", fix)
         return
     if (error := _failing(store.probe)) is not None:
@@ -335,7 +380,10 @@ def _store(config: Config, store: Store, wal_id: str | None) -> Iterator[Finding
         return
     counts = store.counts(config.namespace)
     yield Finding("tables", "ok", f"migrated and writable; {plural(counts.events, 'event')} in this namespace")
-    yield _binding(config, store.bound_wal(config.namespace), wal_id)
+    bound = store.bound_wal(config.namespace)
+    yield _binding(config, bound, log.wal_id)
+    if bound is not None and bound == log.wal_id:
+        yield from _losses(config, store, log)
     if counts.dead_letters:
         fix = "`skialith dead-letters list` shows them; replay or discard them"
         yield Finding("dead letters", "warn", f"{counts.dead_letters:,} in the table", fix)
@@ -352,7 +400,31 @@ def _binding(config: Config, bound: str | None, wal_id: str | None) -> Finding:
         "fail",
         f"the namespace {config.namespace} is fed by {bound}, and this log is {wal_id}: nothing is stored",
         "use the server or directory of before, or another namespace; if the old log is gone for good: "
-        "`skialith migrate --adopt-wal`",
+        "`skialith migrate --adopt-wal` (what the old one held that was not stored is lost; the processes that wrote it name it)",
+    )
+
+
+def _losses(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
+    """Whether the log came back older, once or now, and what that lost."""
+    try:
+        found = list(losses(store, config.namespace, log.goes_on))
+    except SkialithError as error:
+        yield Finding("losses", "warn", f"whether the log ever went back cannot be told: {error}", "try again")
+        return
+    if not found:
+        yield Finding("losses", "ok", "no record is known to be lost: the log goes on where the database's rows end")
+    for loss in found:
+        yield Finding("losses", "warn", _went_back(loss), _WHAT_IS_LOST)
+
+
+def _went_back(loss: Loss) -> str:
+    missing = sum(run[2] for run in loss.missing)
+    between = (
+        f"{plural(missing, 'sequence')} between have no row: {shown(loss.missing)}{'' if loss.whole else ', and more'}"
+    )
+    return (
+        f"between {when(loss.before.time_ns // 1000)} and {when(loss.after.time_ns // 1000)} the log went back from sequence "
+        f"{loss.before.seq} or later to {loss.after.seq - 1} or before: {between if missing else 'all between have their rows'}"
     )
 
 

@@ -67,7 +67,10 @@ class InvalidPayload(InvalidArgument):
 
 
 class RecordTooLarge(InvalidArgument):
-    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes."""
+    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes.
+
+    ``outcome`` is ``"unknown"`` if it was sent to a server before that took larger ones, and got no answer there.
+    """
 
     size: int = 0
     limit: int = 0
@@ -204,6 +207,18 @@ class FlushTimeout(SkialithError):
     outcome: Outcome = "durable"
     retryable = True
     remaining: int = -1
+
+
+class RecordsLost(SkialithError):
+    """The log's server came back without records that it had acknowledged to this process, and the database does not have them
+    either. Raised once for each such loss, by the next ``flush()``, when all the rest is stored.
+
+    ``sequences``: runs of (first, last, how many between are lost), as the ``Ack`` of each record named it. Saving
+    again what they held is safe, with the same event ids.
+    """
+
+    outcome: Outcome = "unknown"
+    sequences: tuple[tuple[int, int, int], ...] = ()
 
 
 class BatchFailed(SkialithError):

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from .errors import (
     Closed,
     ConfigurationError,
     FlushTimeout,
+    RecordsLost,
     SkialithError,
     StoreError,
     StoreMisconfigured,
@@ -31,12 +33,16 @@ from .records import NOWHERE, Position, Record
 from .stores import open_store
 from .stores.base import Store
 from .wal.client import Wal
+from .wal.continuity import Run, Setback, shown, without
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
 from .writer.drain import Drain, DrainStatus
-from .writer.sinks import EventSink, TraceSink
+from .writer.sinks import BoundSource, EventSink, TraceSink
 
 log = logging.getLogger("skialith")
+
+_MOST_ROWS = 1_000_000
+"""Rows that are looked at for what a lost log took along."""
 
 
 class _Registry:
@@ -160,7 +166,7 @@ class Runtime:
         ]
         for consumer, sink in sinks:
             drain = Drain(
-                self.wal.source(consumer),
+                BoundSource(self.wal.source(consumer), binder.bind),
                 sink,
                 self.config.namespace,
                 on_progress=self._trimmer.note,
@@ -233,12 +239,16 @@ class Runtime:
         """
         if not self._bound:
             bound = self.store.bound_wal(self.config.namespace)
-            if bound is None and not self.wal.anything_stored(self.config.timeout):
-                return NothingStored()
+            if bound is None:
+                if not self.wal.anything_stored(self.config.timeout):
+                    return NothingStored()
+                # The first writer may have come in between; it bound the database before it stored anything.
+                bound = self.store.bound_wal(self.config.namespace)
             if bound != self.wal.stream.wal_id:
                 raise ConfigurationError(
                     f"the database {self.store.url} does not hold what was moved out of the log {self.wal.stream.wal_id!r}: "
-                    "set SKIALITH_DATABASE_URL to the database of the writer of this log"
+                    "set SKIALITH_DATABASE_URL to the database of the writer of this log; if that is this one, and the log was "
+                    "made anew because its server was lost, run `skialith migrate --adopt-wal`"
                 )
             self._bound = True
         return self.store
@@ -246,7 +256,36 @@ class Runtime:
     def flush(self, timeout: float) -> int:
         """Wait until all that this process appended is STORED; returns how many of it are dead letters."""
         self.wal.flush(timeout)
+        return self.flushed()
+
+    def flushed(self) -> int:
+        """What :meth:`flush` does when the log has said that nothing waits. Raises ``RecordsLost``."""
+        setbacks = self.wal.take_setbacks()
+        try:
+            lost = [run for setback in setbacks for run in self._not_stored(setback)]
+        except (StoreError, ConfigurationError):
+            self.wal.continuity.setbacks.extend(setbacks)  # to be told when the database answers
+            raise
+        if lost:
+            raise RecordsLost(
+                f"{sum(run[2] for run in lost):,} records that were acknowledged to this process are lost, at sequences "
+                f"{shown(lost)}: the log's server came back without them (see `skialith doctor`); save again what they held, the "
+                "same ids are safe. Everything else is stored",
+                sequences=tuple(lost),
+            )
         return self.count_dead()
+
+    def _not_stored(self, setback: Setback) -> list[Run]:
+        """Those of the records that the database does not have either."""
+        if isinstance(self._reading(), NothingStored):
+            return list(setback.runs)
+        first, last = min(run[0] for run in setback.runs), max(run[1] for run in setback.runs)
+        rows = self.store.sequences(self.config.namespace, first, last, (0, setback.until_ns), _MOST_ROWS)
+        return [
+            left
+            for run in setback.runs
+            for left in without(run, rows[bisect_left(rows, run[0]) : bisect_right(rows, run[1])])
+        ]
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
@@ -337,12 +376,15 @@ class _Binder:
         self._config = config
         self._wal = wal
         self._lock = threading.Lock()
-        self._done = False
+        self._bound = ""
 
     def bind(self) -> None:
         """Raises ``ConfigurationError`` when another log feeds this database, or this log feeds another database."""
+        wal_id = self._wal.stream.wal_id
+        if self._bound == wal_id:
+            return
         with self._lock:
-            if self._done:
+            if self._bound == wal_id:
                 return
             # In this order: whoever stores something has bound its database before.
             stored = self._wal.anything_stored(self._config.timeout)
@@ -353,8 +395,8 @@ class _Binder:
                     "would take the rest: set SKIALITH_DATABASE_URL to the database of its writer, or use writer='off' here; if "
                     "that database is gone for good, run `skialith migrate --adopt-wal`"
                 )
-            self._store.bind_wal(self._config.namespace, self._wal.stream.wal_id)
-            self._done = True
+            self._store.bind_wal(self._config.namespace, wal_id)
+            self._bound = wal_id
 
 
 class _Trimmer:

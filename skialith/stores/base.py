@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..graphs import Put, Typed
-from ..records import NOWHERE, DeadLetter, Position, Record, Trace
+from ..records import NOWHERE, DeadLetter, Position, Record, Trace, iso
 
 
 class AgentSummary(NamedTuple):
@@ -22,6 +22,16 @@ class AgentSummary(NamedTuple):
     checkpoints: int
     step_index: int
     last_us: int
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "agent_id": self.agent_id,
+            "events": self.events,
+            "checkpoints": self.checkpoints,
+            "step_index": self.step_index,
+            "last_at": iso(self.last_us),
+        }
 
 
 class Counts(NamedTuple):
@@ -132,11 +142,12 @@ class Store(Protocol):
     def ping(self) -> None:
         """Return if the database answers ``SELECT 1``."""
 
-    def probe(self, sink: str | None = None) -> None:
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None:
         """Return if a well-formed record can be inserted now; inserts one and rolls it back.
 
-        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None all three. A row that is
-        refused while this returns is bad itself.
+        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None a row in every table. With
+        ``like`` only a harmless one of its lengths and numbers is tried, as far as Skialith allows them: a row that is refused
+        while that one is taken is bad itself. Never raises ``StoreDataError``: whoever refuses these is unavailable.
         """
 
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
@@ -205,6 +216,23 @@ class Store(Protocol):
 
     def counts(self, namespace: str) -> Counts:
         """Rows per table of one namespace."""
+
+    def newest(self, namespace: str) -> Position | None:
+        """The position of the event, checkpoint or dead letter of the writer that the log stored last; None without one."""
+
+    def turns(self, namespace: str, since_ns: int, limit: int) -> list[tuple[Position, Position]]:
+        """Where the log went back: the last row before and the first one after, oldest first, at most ``limit``.
+
+        Of those that the log stored since ``since_ns``, neighbours in time of which the later one has the lower sequence, or
+        the same. Looks at all rows of the namespace.
+        """
+
+    def sequences(self, namespace: str, first: int, last: int, between_ns: tuple[int, int], limit: int) -> list[int]:
+        """Sequences from ``first`` to ``last`` that have a row, stored by the log between these times (both included); in
+        order, each once, at most ``limit``.
+
+        Of operations on graphs' threads only those whose traces were not replaced by later ones.
+        """
 
     def count_dead_letters(self, namespace: str) -> int:
         """Rows of ``dead_letters`` of one namespace."""

@@ -86,6 +86,7 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
     session.insert("graph_threads", THREAD_COLUMNS, new)
     deleted = dict.fromkeys(keys, NOWHERE)
     for some, marks in _some(keys):
+        session.hold("graph_threads", "thread_key", "seq", some)
         query = f"SELECT thread_key, store_time_ns, seq FROM graph_threads WHERE thread_key IN ({marks})"
         # The insert has locked the rows, those that were there too; a query that locks may read others, and wait for them.
         for key, time_ns, seq in session.rows(query, some):

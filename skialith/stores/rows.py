@@ -72,6 +72,22 @@ DEAD_LETTER_COLUMNS = (
 )
 PART_COLUMNS = ("parts_key", "n", "data")
 
+TABLES = frozenset(
+    [
+        "agent_events",
+        "agent_steps",
+        "agent_checkpoints",
+        "agent_traces",
+        "dead_letters",
+        "payload_parts",
+        "graph_threads",
+        "graph_checkpoints",
+        "graph_blobs",
+        "graph_writes",
+    ]
+)
+"""The tables into which records go."""
+
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
 

@@ -42,6 +42,10 @@ class SqliteStore(SqlStore):
 
     name = "sqlite"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    unique_indexes = (
+        "SELECT t.name, i.name FROM sqlite_master t, pragma_index_list(t.name) i "
+        "WHERE t.type = 'table' AND i.\"unique\" = 1 AND i.origin <> 'pk'"
+    )
 
     def __init__(self, url: str, *, power: bool = False) -> None:
         self.url = redact(url)
@@ -136,6 +140,7 @@ class _Connection(sqlite3.Connection):
 class _Session:
     """See ``sql.Session``."""
 
+    alone = True
     for_update = ""  # the transaction has locked all of the file
     by = " INDEXED BY {0}_by_{1}"
 
@@ -150,6 +155,9 @@ class _Session:
 
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         self._connection.executemany(_insert(table, tuple(columns)), values)
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """The transaction has locked all of the file."""
 
 
 @cache

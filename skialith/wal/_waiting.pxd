@@ -26,10 +26,19 @@ cdef class Reply:
     cdef readonly bytes data
     cdef bytes _head
 
+cdef struct Run:
+    uint64_t first
+    uint64_t last
+    uint64_t count
+
 @final
 cdef class Tally:
     cdef readonly uint64_t last_seq
     cdef public long long appended_bytes
+    cdef uint64_t _before
+    cdef Run* _runs
+    cdef Py_ssize_t _used
+    cdef void _coarsen(self) noexcept
 
 @final
 cdef class Turn:

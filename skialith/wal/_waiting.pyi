@@ -44,11 +44,17 @@ class Turn:
 
 @final
 class Tally:
-    """What a process appended: highest sequence, and bytes since the stream's size was last read."""
+    """What a process appended: highest sequence, bytes since the stream's size was last read, and which sequences."""
 
     last_seq: int
     appended_bytes: int
     def note(self, seq: int, size: int) -> None: ...
+    def take(self) -> list[tuple[int, int, int]]:
+        """The sequences noted since the last call, as runs of first, last and how many. Of very many, early runs are merged, and
+        then hold fewer than all between first and last."""
+
+    def set_back(self, last: int) -> None:
+        """Of what was noted before the last :meth:`take` only sequences up to ``last`` are in the log."""
 
 @final
 class Window:

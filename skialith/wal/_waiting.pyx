@@ -32,11 +32,69 @@ cdef class Reply:
         return headers
 
 
+cdef enum:
+    MOST_RUNS = 4096
+
+
 @final
 cdef class Tally:
+    def __cinit__(self):
+        self._runs = <Run*> calloc(MOST_RUNS, sizeof(Run))
+        if self._runs == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self._runs)
+
     def note(self, uint64_t seq, long long size):
+        cdef Run* run
         self.last_seq = max(self.last_seq, seq)
         self.appended_bytes += size
+        if self._used:
+            run = &self._runs[self._used - 1]
+            if seq == run.last + 1:
+                run.last = seq
+                run.count += 1
+                return
+            if run.first <= seq <= run.last:  # a duplicate's
+                return
+            if self._used == MOST_RUNS:
+                self._coarsen()
+        run = &self._runs[self._used]
+        run.first = run.last = seq
+        run.count = 1
+        self._used += 1
+
+    cdef void _coarsen(self) noexcept:
+        """Of two runs make one, in the older half; what is between them is not known to be anybody's."""
+        cdef Py_ssize_t i, kept = 0
+        cdef Run merged
+        for i in range(self._used):
+            if i < MOST_RUNS // 2 and i % 2:
+                continue
+            merged = self._runs[i]
+            if i < MOST_RUNS // 2:
+                merged.first = min(merged.first, self._runs[i + 1].first)
+                merged.last = max(merged.last, self._runs[i + 1].last)
+                merged.count += self._runs[i + 1].count
+            self._runs[kept] = merged
+            kept += 1
+        self._used = kept
+
+    def take(self):
+        cdef Py_ssize_t i, used = self._used
+        cdef list runs = [(self._runs[i].first, self._runs[i].last, self._runs[i].count) for i in range(used)]
+        if self._used != used:  # making the list may have run a collector, and others meanwhile
+            return self.take()
+        self._used = 0
+        self._before = self.last_seq
+        return runs
+
+    def set_back(self, uint64_t last):
+        cdef Py_ssize_t i
+        self.last_seq = min(self._before, last)
+        for i in range(self._used):
+            self.last_seq = max(self.last_seq, self._runs[i].last)
 
 
 @final

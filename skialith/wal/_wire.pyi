@@ -25,11 +25,15 @@ class Wire:
 
     epoch: int
     is_open: bool
+    takes_records: bool
+    """Whether records may be written; everything else may whenever it is open."""
     appending: int
     """Threads in :meth:`append`."""
     queued: int
     """Records that were handed over, or written with :meth:`send`, and did not leave yet."""
     last_received: float
+    heard_last: float
+    """``last_received`` of the connection that ended last."""
     max_payload: int
     def __init__(
         self,
@@ -49,8 +53,11 @@ class Wire:
     def detach(self, epoch: int) -> None:
         """End a connection, whoever waits on it; does nothing if it is not the current one."""
 
-    def open(self, max_payload: int) -> None:
-        """From now on anybody may write."""
+    def open(self, max_payload: int, records: bool = True) -> None:
+        """From now on anybody may write; records only if ``records``, or after :meth:`admit`."""
+
+    def admit(self, records: bool) -> None:
+        """Whether records may be written from now on, on a connection that is open."""
 
     def on_ready(self) -> None:
         """The link's ``poll_fd`` is readable."""

@@ -70,9 +70,10 @@ class LoopClosed(Exception):
 
 cdef class Wire:
     cdef readonly long long epoch
-    cdef readonly bint is_open
+    cdef readonly bint is_open, takes_records
     cdef readonly Py_ssize_t appending
     cdef readonly Py_ssize_t max_payload
+    cdef readonly double heard_last
     cdef Link _link
     cdef bytes _inbox
     cdef dict _waiting, _consumers
@@ -129,9 +130,13 @@ cdef class Wire:
             self._link = None
             self._tell_loop()
 
-    def open(self, Py_ssize_t max_payload):
+    def open(self, Py_ssize_t max_payload, bint records=True):
         self.max_payload = max_payload
         self.is_open = self._link is not None and not self._link.broken
+        self.takes_records = records and self.is_open
+
+    def admit(self, bint records):
+        self.takes_records = records and self.is_open
 
     cdef bint _lose(self, Link link) except -1:
         """End the current connection: everybody who waits on it learns it, on the loop at the latest. False if it had ended."""
@@ -141,7 +146,8 @@ cdef class Wire:
         if link is not self._link or self._ended == link.epoch:
             return False
         self._ended = link.epoch
-        self.is_open = False
+        self.heard_last = link.last_received
+        self.is_open = self.takes_records = False
         waiting, self._waiting = self._waiting, nobody
         for item in waiting.values():
             if type(item) is Waiter:
@@ -484,7 +490,7 @@ cdef class Wire:
         cdef bint reading
         if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
             return None
-        if not self.is_open or link is None or link.broken:
+        if not self.takes_records or link is None or link.broken:
             return None
         waiter = Waiter.__new__(Waiter)
         token = self._register(waiter)
@@ -538,8 +544,8 @@ cdef class Wire:
     ):
         cdef Link link = self._link
         if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
-            return 0
-        if not self.is_open or link is None or link.broken or link.blocked:
+            return False
+        if not self.takes_records or link is None or link.broken or link.blocked:
             return False
         if self.queued and (self.queued >= self._most_records or self._queued_bytes + size > self._most_bytes):
             return False
@@ -668,7 +674,7 @@ cdef class Wire:
         window = Window(first, count, callback)
         # Nothing lets another thread in between here and the registration.
         link = self._link
-        if not self.is_open or link is None or link.broken:
+        if not self.takes_records or link is None or link.broken:
             return None
         for i in range(count):
             self._waiting[first + <uint64_t> i] = window

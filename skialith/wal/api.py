@@ -39,14 +39,21 @@ class Api:
         body: dict[str, Any] | None = None,
         *,
         deadline: float | None = None,
+        server_id: str | None = None,
     ) -> dict[str, Any]:
-        """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``."""
+        """Call until the server answers; for requests that may be repeated. Raises ``ApiError`` or ``WalUnavailable``.
+
+        ``server_id``: of the one server that it may go to, because it names a sequence that was read there. Connected to
+        another one it raises ``OtherServer``: an older copy of the log may have been put back, or a new one made.
+        """
         end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
         pauses = backoff()
         cause: Exception | str = "no answer"
         while True:
             try:
                 await self._connection.ready(end)
+                if server_id not in (None, self._connection.server_id):
+                    raise OtherServer(sent=False)
                 return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
             except ApiError as error:
                 if error.code not in _PASSING:
@@ -54,6 +61,8 @@ class Api:
                 cause = error
             except NoResponders:
                 cause = "JetStream does not answer: it is disabled for this account, or the cluster has no leader now"
+            except OtherServer:
+                raise
             except (Disconnected, NoReply) as error:
                 cause = self._connection.last_error or error
             pause = next(pauses)
@@ -75,7 +84,11 @@ class Api:
         )
 
     async def once(self, name: str, body: dict[str, Any] | None = None, *, timeout: float) -> dict[str, Any]:
-        """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``."""
+        """Call one time, on the current connection only; raises what ``Connection.request`` raises, or ``ApiError``.
+
+        The answer gets an ``asked_at``, the ``time.monotonic()`` when it was asked for.
+        """
+        asked = time.monotonic()
         payload = json.dumps(body).encode() if body is not None else b""
         reply = await self._connection.request(f"$JS.API.{name}", payload, timeout=timeout)
         if not reply.data:
@@ -88,7 +101,12 @@ class Api:
                 error.get("err_code", 0),
                 error.get("description", "unknown error"),
             )
+        answer["asked_at"] = asked
         return answer
+
+
+class OtherServer(Disconnected):
+    """The server that a sequence was read from is not the one that is connected now; nothing was sent there."""
 
 
 class NoResponders(Exception):

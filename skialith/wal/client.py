@@ -15,17 +15,20 @@ from ..errors import ConfigurationError, FlushTimeout, SkialithError, WalError, 
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
+from .continuity import Continuity, Setback
 from .dead import DeadLetters
+from .gets import Gets
 from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
 from .loop import LoopThread
-from .power import check_syncing
+from .power import Power
 from .read import Reader
 from .source import ConsumerSource
 from .status import WalStatus, current_status
 from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
+from .trim import Trim
 
 log = logging.getLogger("skialith.wal")
 T = TypeVar("T")
@@ -34,6 +37,8 @@ _GRACE_SECONDS = 5.0
 _RELEASE_SECONDS = 2.0
 _FLUSH_FIRST_SECONDS = 0.005
 _FLUSH_LONGEST_SECONDS = 0.1
+_REPLACED_SECONDS = 3.0
+"""A leader that was replaced and is reachable has heard of it by now: the heartbeat of the next one comes every second."""
 
 
 class Wal:
@@ -78,18 +83,33 @@ class Wal:
             raise
 
     async def _open(self, deadline: float, create: bool) -> None:
-        self.connection = Connection(self._config, self._url)
+        guarded = self._config.durability == "power" and not self._config.embedded
+        self.connection = Connection(self._config, self._url, guarded=guarded)
         await self.connection.connect(max(0.1, deadline - time.monotonic()))
-        if self._config.durability == "power" and not self._config.embedded:
-            server_id = self.connection.server_id
-            await asyncio.get_running_loop().run_in_executor(None, check_syncing, self._config, server_id)
         self.stream = Stream(self._config, self.connection, self._wal_bytes)
+        power = Power(self._config, self.connection, self.stream)
+        if guarded:
+            power.check_settings()
+            if not self.connection.info.get("cluster"):
+                await power.look()  # before anything is made there
         await self.stream.provision(deadline, create)
-        leases = Leases(self.connection, self.stream, self._config.lease_seconds)
-        self.reader = Reader(self.connection, self.stream)
+        if guarded:
+            await power.begin()
+        gets = Gets(self.connection, self.stream)
+        leases = Leases(self.connection, self.stream, gets, self._config.lease_seconds)
+        self.reader = Reader(self.connection, self.stream, gets)
+        self.continuity = Continuity(self.connection, self.stream, self.reader)
+        self.connection.on_other_server = self.continuity.another_server
         self.log = Log(self.connection, self.stream, leases, self.reader)
-        self.dead = DeadLetters(self.stream, self.reader)
-        self._tasks = [asyncio.create_task(self._keep_house()), asyncio.create_task(self.log.end_attempts())]
+        self.dead = DeadLetters(self.connection, self.stream, self.reader)
+        self._trim = Trim(self.connection, self.stream)
+        self._tasks = [
+            asyncio.create_task(self._keep_house()),
+            asyncio.create_task(self.continuity.watch()),
+            asyncio.create_task(self.log.end_attempts()),
+        ]
+        if guarded:
+            self._tasks.append(asyncio.create_task(power.keep()))
 
     def watch_writer(self) -> None:
         """From now on, notice when the writer stands still."""
@@ -116,6 +136,7 @@ class Wal:
                 self.log.owning.keep(self._config.timeout)
                 if self.stream.tally.appended_bytes:
                     await self.stream.info()
+                    await self.continuity.look_again()
                 if self._watched:
                     await self._look_at_writer()
             except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
@@ -266,7 +287,7 @@ class Wal:
 
         Raises ``WalUnavailable``; the next trim does what this one did not.
         """
-        return self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
+        return self._call(self._trim.once, time.monotonic() + 2 * _GRACE_SECONDS)
 
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
@@ -276,11 +297,16 @@ class Wal:
         """As :meth:`flush`; on the loop thread."""
         target, deadline = self.stream.tally.last_seq, time.monotonic() + timeout
         pause = _FLUSH_FIRST_SECONDS
-        remaining = -1
+        remaining, since, known = -1, 0.0, False
         while target:
             try:
-                pending = await self.stream.pending_from(WRITER, deadline)
-                if pending is None or pending > target:
+                if not known:
+                    await self._know_the_log(deadline)
+                    known = True
+                target = min(target, self.stream.tally.last_seq)  # of a log that came back shorter
+                stored = await self.stream.stored(target, deadline)
+                since = (since or time.monotonic()) if stored is None else 0.0
+                if stored or (since and time.monotonic() - since >= _REPLACED_SECONDS):
                     return
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)
@@ -295,6 +321,20 @@ class Wal:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+
+    async def _know_the_log(self, deadline: float) -> None:
+        """Wait until it is known whether a log that may be another one has what was appended. Raises ``WalUnavailable``."""
+        await self.stream.info(deadline)
+        self.continuity.notice_new_log()
+        while not self.continuity.sure:
+            if time.monotonic() >= deadline:
+                raise WalUnavailable("the log was not seen since its server came back")
+            await asyncio.sleep(_FLUSH_FIRST_SECONDS)
+
+    def take_setbacks(self) -> list[Setback]:
+        """What the log lost of this process's records since the last call; whoever asks tells its caller."""
+        taken, self.continuity.setbacks = self.continuity.setbacks, []
+        return taken
 
     def settle(self, timeout: float) -> bool:
         """Wait until every call of this process has its PubAck or its error; False after ``timeout`` seconds."""

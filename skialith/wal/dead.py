@@ -10,8 +10,10 @@ import ormsgpack
 from ..config import HISTORY_PAGE_RECORDS
 from ..errors import BodyMissing
 from ..records import DeadLetter, Kind, Position, Record, decode_record
+from .api import OtherServer
 from .read import Reader
 from .stream import Stream
+from .transport import Connection
 
 _ERROR_CHARACTERS = 500
 """A letter must fit one message beside the record's own, so the reason is kept short here."""
@@ -61,7 +63,8 @@ def letter_from(data: bytes, namespace: str) -> DeadLetter:
 class DeadLetters:
     """Reads and removes the dead letters that stand in the log."""
 
-    def __init__(self, stream: Stream, reader: Reader) -> None:
+    def __init__(self, connection: Connection, stream: Stream, reader: Reader) -> None:
+        self._connection = connection
         self._stream = stream
         self._reader = reader
 
@@ -103,17 +106,25 @@ class DeadLetters:
     async def discard(self, sink: str, key: bytes, deadline: float) -> bool:
         """Remove one dead letter; False if it is not there."""
         found = False
-        for seq, letter in await self._numbered(self._stream.subjects.dead, deadline, bodies=False, copies=True):
-            if (letter.sink, letter.key) == (sink, key):
-                chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
-                for each in range(seq, seq + chunks + 1):
-                    await self._stream.api.call(
-                        f"STREAM.MSG.DELETE.{self._stream.dead_name}",
-                        {"seq": each},
-                        deadline=deadline,
-                    )
-                found = True
-        return found
+        while True:
+            server_id = self._connection.server_id
+            try:
+                for seq, letter in await self._numbered(
+                    self._stream.subjects.dead, deadline, bodies=False, copies=True
+                ):
+                    if (letter.sink, letter.key) == (sink, key):
+                        await self._remove(seq, letter, deadline, server_id)
+                        found = True
+                return found
+            except OtherServer:
+                continue  # there other letters may stand at these sequences
+
+    async def _remove(self, seq: int, letter: DeadLetter, deadline: float, server_id: str) -> None:
+        """A letter with its chunks, on the server that it was read from."""
+        chunks = letter.record.manifest.chunks if letter.record is not None and letter.record.manifest else 0
+        for each in range(seq, seq + chunks + 1):
+            name, body = f"STREAM.MSG.DELETE.{self._stream.dead_name}", {"seq": each}
+            await self._stream.api.call(name, body, deadline=deadline, server_id=server_id)
 
     async def _numbered(
         self,

@@ -118,7 +118,7 @@ class Delivery:
     async def _attempt(self, lane: Lane, group: list[Entry]) -> None:
         """One attempt for all of a group. Raises what ends or repeats it."""
         deadline = min(entry.deadline for entry in group)
-        await self._connection.ready(deadline)
+        await self._connection.admitted(deadline)
         self._check_payload(lane, group)
         if lane.name != BURIAL_LANE:
             await self._check_room(lane, sum(entry.size for entry in group), deadline)
@@ -221,6 +221,8 @@ class Delivery:
 
     async def _batch(self, lane: Lane, group: list[Entry], timeout: float, deadline: float) -> bool:
         """All or nothing; False if one of the ids is there already."""
+        if not self._connection.wire.takes_records:
+            raise Disconnected(sent=False)
         try:
             reply = await self._connection.exchange(lambda to: frames.batch(group, lane.lease, to), timeout)
         except (Disconnected, NoReply) as error:
@@ -238,7 +240,7 @@ class Delivery:
             raise Again(str(error)) from error
         if code == 0 and status == 0:
             first = last - (len(group) - 1) - len(group[0].chunks)
-            self._note(lane, group, [last])
+            self._note(lane, group, range(first, first + len(group)))
             for number, entry in enumerate(group):
                 self._acknowledge(lane, entry, Ack(first + number, duplicate))
             return True
@@ -299,9 +301,12 @@ class Delivery:
 
     # ---- ends
 
-    def _note(self, lane: Lane, group: list[Entry], seqs: list[int]) -> None:
+    def _note(self, lane: Lane, group: list[Entry], seqs: Sequence[int]) -> None:
         if seqs and lane.name != BURIAL_LANE:
-            self._stream.tally.note(max(seqs), sum(entry.size for entry in group))
+            size = sum(entry.size for entry in group)
+            for seq in seqs:
+                self._stream.tally.note(seq, size)
+                size = 0
 
     def _acknowledge(self, lane: Lane, entry: Entry, ack: Ack) -> None:
         if entry.unknown and lane.lease is not None:

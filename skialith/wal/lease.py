@@ -16,7 +16,8 @@ from typing import Any
 
 from .. import _fastpath
 from ..errors import AgentFenced, WalRejected, WalUnavailable
-from .api import ApiError, NoResponders, backoff
+from .api import ApiError, NoResponders, OtherServer, backoff
+from .gets import Gets
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
@@ -66,9 +67,10 @@ class Holder:
 class Leases:
     """Claims, renews, verifies and releases. The caller keeps one thing in flight per agent."""
 
-    def __init__(self, connection: Connection, stream: Stream, seconds: float) -> None:
+    def __init__(self, connection: Connection, stream: Stream, gets: Gets, seconds: float) -> None:
         self._connection = connection
         self._stream = stream
+        self._gets = gets
         self._seconds = seconds
 
     async def claim(
@@ -79,8 +81,8 @@ class Leases:
         ``check``: asked before it is tried again. Raises ``WalUnavailable``, or what ``check`` does; then nothing is owned.
         """
         lease = self._lease(agent_id, secrets.token_hex(16), owner)
-        seen = await self._holder(lease.subject, deadline)
-        await self._write(lease, seen.seq if seen else 0, deadline, lambda _: check())
+        seen, server_id = await self._read(lease.subject, deadline)
+        await self._write(lease, seen.seq if seen else 0, server_id, deadline, lambda _: check())
         return lease
 
     async def adopt(self, agent_id: str, token: str, deadline: float) -> Lease:
@@ -95,9 +97,9 @@ class Leases:
                 raise self._fenced(lease, holder)
             lease.owner = holder.owner
 
-        seen = await self._holder(lease.subject, deadline)
+        seen, server_id = await self._read(lease.subject, deadline, lease.token)
         still_there(seen)
-        await self._write(lease, seen.seq if seen else 0, deadline, still_there)
+        await self._write(lease, seen.seq if seen else 0, server_id, deadline, still_there)
         return lease
 
     def _lease(self, agent_id: str, token: str, owner: str | None) -> Lease:
@@ -111,12 +113,15 @@ class Leases:
 
         Raises ``AgentFenced`` (also set as ``lease.lost``) or ``WalUnavailable``.
         """
-        await self._write(lease, lease.seq, deadline, lambda holder: self._check(lease, holder))
+        await self._write(lease, lease.seq, lease.server_id, deadline, lambda holder: self._check(lease, holder))
 
     async def _write(
-        self, lease: Lease, expected: int, deadline: float, check: Callable[[Holder | None], None]
+        self, lease: Lease, expected: int, server_id: str, deadline: float, check: Callable[[Holder | None], None]
     ) -> None:
         """Compare-and-set until it is settled. A lost PubAck is settled by reading: my token there means success.
+
+        ``server_id``: of the server on which ``expected`` was the last sequence. On another one it may be somebody else's, who
+        got it a second time after an older copy of the log was put back; so there it is read anew first.
 
         Where nothing stands, nobody's lease goes first: a claim that expects nothing would match again whenever the subject is
         empty, so a late copy of it would bring back an owner that others have followed. A sequence does not come again.
@@ -125,10 +130,9 @@ class Leases:
         """
         pauses = backoff()
         while True:
-            server_id = self._connection.server_id
             record = _record(lease) if expected else _VACANT
             try:
-                answer = await self._publish(lease.subject, expected, record, deadline)
+                answer = await self._publish(lease.subject, expected, server_id, record, deadline)
             except (Disconnected, NoReply, NoResponders):
                 answer = None
             if answer is not None and answer[3] == 0 and answer[4] == 0:
@@ -146,15 +150,19 @@ class Leases:
                     code=answer[3],
                 )
             await self._pause(next(pauses), deadline, lease.agent_id)
-            holder = await self._holder(lease.subject, deadline)
+            holder, server_id = await self._read(lease.subject, deadline, lease.token)
             if holder is not None and _is_mine(lease, holder) and holder.seq != expected:
                 self._hold(lease, holder.seq, server_id)
                 return
             check(holder)
             expected = holder.seq if holder else 0
 
-    async def _publish(self, subject: str, expected: int, record: bytes, deadline: float) -> tuple[Any, ...]:
+    async def _publish(
+        self, subject: str, expected: int, server_id: str, record: bytes, deadline: float
+    ) -> tuple[Any, ...]:
         await self._connection.ready(deadline)
+        if self._connection.server_id != server_id:
+            raise OtherServer(sent=False)
         # The rollup removes every earlier lease in the same step: without it, deleting or expiring the last one would
         # make the one before it the last again, and a zombie's writes would match.
         headers = (
@@ -184,26 +192,31 @@ class Leases:
             False,
         )
 
-    async def _holder(self, subject: str, deadline: float) -> Holder | None:
-        """Who stands on the subject, read from the leader (a direct get may be stale on a replica)."""
+    async def _read(self, subject: str, deadline: float, token: str = "") -> tuple[Holder | None, str]:
+        """Who stands on the subject, and the id of the server that says so."""
+        while True:
+            server_id = self._connection.server_id
+            holder = await self._holder(subject, deadline, token)
+            if server_id == self._connection.server_id:
+                return holder, server_id
+
+    async def _holder(self, subject: str, deadline: float, token: str = "") -> Holder | None:
+        """Who stands on the subject, read from the leader (a direct get may be stale on a replica).
+
+        Where ``token`` is looked for and not found, it may be who stood there before: a leader that was replaced answers until
+        it hears of that. So then it is read in the way that leaves nothing out.
+        """
         try:
-            answer = await self._stream.api.call(
-                f"STREAM.MSG.GET.{self._stream.name}",
-                {"last_by_subj": subject},
-                deadline=deadline,
-            )
+            message = await self._stream.last_message(subject, deadline)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise WalRejected(f"the lease on {subject} cannot be read: {error}", code=error.code) from error
-        message = answer["message"]
-        try:
-            body = json.loads(base64.b64decode(message.get("data", "")))
-            token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
-            owner = str(body.get("owner") or process) if token else ""
-            return Holder(message["seq"], token, owner, str(body.get("by", "")))
-        except (ValueError, KeyError, TypeError):
-            return Holder(message["seq"], "", "an unreadable lease record")
+        holder = None if message is None else _parsed(message["seq"], base64.b64decode(message.get("data", "")))
+        if self._stream.replicas > 1 and token and (holder is None or holder.token != token):
+            found = await self._gets.last(subject, deadline)
+            holder = None if found is None else _parsed(found.position.seq, found.data)
+        return holder
 
     def _check(self, lease: Lease, holder: Holder | None) -> None:
         """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``, or ``LeaseMoved``."""
@@ -232,8 +245,8 @@ class Leases:
 
     async def verify(self, lease: Lease, deadline: float) -> None:
         """Read the lease: mine, adopt its sequence; otherwise raise ``AgentFenced``."""
-        server_id = self._connection.server_id
-        self._check(lease, await self._holder(lease.subject, deadline))
+        holder, server_id = await self._read(lease.subject, deadline, lease.token)
+        self._check(lease, holder)
         lease.server_id = server_id
 
     async def ensure(self, lease: Lease, deadline: float) -> None:
@@ -259,17 +272,22 @@ class Leases:
             # After a power loss the next owner's lease may stand at a lower sequence than this one.
             with contextlib.suppress(AgentFenced):
                 await self.verify(lease, time.monotonic() + _ATTEMPT_SECONDS)
-        if lease.lost is None:
+        if lease.lost is None and lease.server_id == self._connection.server_id:
             body = {"filter": lease.subject, "seq": lease.seq + 1}
             await self._stream.api.once(f"STREAM.PURGE.{self._stream.name}", body, timeout=_ATTEMPT_SECONDS)
 
     async def disown(self, agent_id: str, token: str, deadline: float) -> None:
         """Give the agent up for an owner outside of this process; does nothing if it is not the owner any more."""
         subject = self._stream.subjects.lease(agent_id)
-        holder = await self._holder(subject, deadline)
-        if holder is not None and holder.token == token:
+        while True:
+            holder, server_id = await self._read(subject, deadline, token)
+            if holder is None or holder.token != token:
+                return
             body = {"filter": subject, "seq": holder.seq + 1}
-            await self._stream.api.call(f"STREAM.PURGE.{self._stream.name}", body, deadline=deadline)
+            with contextlib.suppress(OtherServer):
+                purge = f"STREAM.PURGE.{self._stream.name}"
+                await self._stream.api.call(purge, body, deadline=deadline, server_id=server_id)
+                return
 
 
 def _record(lease: Lease) -> bytes:
@@ -283,6 +301,16 @@ def _record(lease: Lease) -> bytes:
             "owner": lease.owner,
         }
     ).encode()
+
+
+def _parsed(seq: int, data: bytes) -> Holder:
+    try:
+        body = json.loads(data)
+        token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
+        owner = str(body.get("owner") or process) if token else ""
+        return Holder(seq, token, owner, str(body.get("by", "")))
+    except (ValueError, KeyError, TypeError):
+        return Holder(seq, "", "an unreadable lease record")
 
 
 def _is_mine(lease: Lease, holder: Holder) -> bool:

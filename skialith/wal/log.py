@@ -101,9 +101,9 @@ class Log:
         entries = []
         for record in records:
             subject = pair[record.kind == Kind.CHECKPOINT]
-            entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
-            entry.unknown = unknown
-            entries.append(entry)
+            entries.append(
+                frames.record_entry(record, subject, ticket, deadline, subjects, max_payload, unknown=unknown)
+            )
         ticket.deadline = deadline
         return entries
 
@@ -235,8 +235,9 @@ class Log:
         """A record that its caller wrote goes to the front of its lane, whose turn is still its own."""
         lane, record, ticket = direct.lane, direct.record, direct.ticket
         subject, max_payload = lane.subjects[record.kind == Kind.CHECKPOINT], self._connection.max_payload
-        entry = frames.record_entry(record, subject, ticket, ticket.deadline, self._stream.subjects, max_payload)
-        entry.unknown, entry.size = unknown, direct.size
+        subjects, deadline = self._stream.subjects, ticket.deadline
+        entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload, unknown=unknown)
+        entry.size = direct.size
         if self._closed:
             self._refuse(lane, [entry])
             return

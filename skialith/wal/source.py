@@ -24,6 +24,8 @@ from .stream import TRACE_INGEST, WRITER, Stream
 from .transport import Connection, Disconnected
 
 _EXPIRES_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 1.0
+"""How soon a consumer that is gone is looked for again, with its whole stream perhaps."""
 _CALL_GRACE_SECONDS = 5.0
 _STALE_SECONDS = ACK_WAIT_SECONDS / 2
 """Messages that waited this long here are left to be delivered again, to a writer that is not stuck."""
@@ -92,6 +94,8 @@ class ConsumerSource:
         self._note_status()
         if self._released or (self._gone and not self._restored()):
             return
+        if self._stream.seen_server != self._connection.server_id:
+            return  # it may be another log, which is not for this database
         deliveries, wire = self._deliveries, self._wire
         now = time.monotonic()
         if deliveries.pulls and now - self._asked_at > _EXPIRES_SECONDS + 1.0:
@@ -120,7 +124,7 @@ class ConsumerSource:
         """Whether the consumer is there again."""
         if time.monotonic() < self._look_again:
             return False
-        self._look_again = time.monotonic() + _EXPIRES_SECONDS
+        self._look_again = time.monotonic() + _LOOK_AGAIN_SECONDS
         try:
             there = self._loop.call(
                 self._stream.restore_consumer(self._consumer), API_TIMEOUT_SECONDS + _CALL_GRACE_SECONDS

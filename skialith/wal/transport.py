@@ -29,7 +29,7 @@ from ..config import (
     Config,
     redact,
 )
-from ..errors import Closed, ConfigurationError, WalUnavailable
+from ..errors import Closed, ConfigurationError, SkialithError, WalUnavailable
 from ._waiting import Reply
 from ._wire import Wire
 from .access import access_options, bare, wants_tls
@@ -65,15 +65,23 @@ class Connection:
         self,
         config: Config,
         find_url: Callable[[], Awaitable[str]],
-        on_open: Callable[[], Awaitable[None]] | None = None,
+        *,
+        guarded: bool = False,
     ) -> None:
-        """``find_url`` gives the server URL(s) (and restarts the embedded server); ``on_open`` runs after each reconnect."""
+        """``find_url`` gives the server URL(s) (and restarts the embedded server). ``guarded``: on each server records are held
+        back until :meth:`admit` is called there."""
         self._config = config
         self._find_url = find_url
-        self._on_open = on_open
+        self._guarded = guarded
         self._client: Any = None
         self._socket: Socket | None = None
         self._open = asyncio.Event()
+        self.opened = asyncio.Event()
+        """Set at every connection that is made; whoever waits for it clears it."""
+        self._judged = asyncio.Event()
+        self._admitted_id = ""
+        self._refusal: SkialithError | None = None
+        self._distrusted = 0
         self._closing = False
         self._url = ""
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
@@ -90,6 +98,8 @@ class Connection:
         self._supervisor: asyncio.Task[None] | None = None
         self._subscription: Any = None
         self._lost_at = 0.0
+        self.on_other_server: Callable[[], object] = lambda: None
+        """Called before anything is sent to a server that is not the one of before."""
 
     # ---- what the server says of itself
 
@@ -110,6 +120,11 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return self._open.is_set()
+
+    @property
+    def refusal(self) -> SkialithError | None:
+        """Why no records are taken on this server, if its guard has said so."""
+        return self._refusal
 
     @property
     def last_error(self) -> Exception | None:
@@ -184,17 +199,29 @@ class Connection:
         self._opened()
 
     def _opened(self) -> None:
-        """Subscriptions are in force: from here on anybody may write."""
-        self.server_id = str(self.info.get("server_id", ""))
-        self.wire.open(int(self._client.max_payload))
+        """Subscriptions are in force: from here on anybody may write, records only once their guard says so."""
+        server_id = self._told_id()
+        if self.server_id not in ("", server_id):
+            self.on_other_server()
+        self.server_id = server_id
+        known = not self._guarded or self.server_id == self._admitted_id
+        if not known:
+            self._judged.clear()
+            self._refusal = None
+        self.wire.open(int(self._client.max_payload), records=known)
         self._last_error = None
         self._open.set()
+        self.opened.set()
+
+    def _told_id(self) -> str:
+        told = str(self.info.get("server_id", ""))
+        return f"{told}~{self._distrusted}" if self._distrusted else told
 
     async def _discard(self, client: Any, connecting: asyncio.Task[Any]) -> None:
         connecting.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await connecting
-        await close_client(client)
+        await close_client(client, self._socket)
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
         servers = [bare(url) for url in self._url.split(",")]
@@ -229,8 +256,6 @@ class Connection:
     async def _on_reconnected(self) -> None:
         self._opened()
         log.info("connected to NATS again (%s)", self._redacted())
-        if self._on_open is not None:
-            await self._on_open()
 
     def _lost(self, socket: Socket | None) -> None:
         if socket is not self._socket:
@@ -259,10 +284,8 @@ class Connection:
                 await asyncio.sleep(1.0)
 
     async def _rebuild(self) -> None:
-        await close_client(self._client)
+        await close_client(self._client, self._socket)
         await self._build(CONNECT_TIMEOUT_SECONDS)
-        if self._on_open is not None:
-            await self._on_open()
 
     async def end_deliveries(self, give_back: Callable[[], int], timeout: float) -> None:
         """Let the server send nothing more, replies included; ``give_back`` what it had sent, and wait until it knows.
@@ -288,7 +311,7 @@ class Connection:
             self._supervisor.cancel()
         self._lost(self._socket)
         if self._client is not None:
-            await close_client(self._client)
+            await close_client(self._client, self._socket)
 
     # ---- frames and replies
 
@@ -302,6 +325,39 @@ class Connection:
             await asyncio.wait_for(self._open.wait(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise Disconnected(sent=False) from None
+
+    async def admitted(self, deadline: float) -> None:
+        """Wait until records may be sent; raises what :meth:`refuse` was given, or ``Disconnected`` at the deadline."""
+        await self.ready(deadline)
+        while self._guarded and not self.wire.takes_records:
+            if self._refusal is not None:
+                raise self._refusal
+            try:
+                await asyncio.wait_for(self._judged.wait(), max(0.0, deadline - time.monotonic()))
+            except asyncio.TimeoutError:
+                raise Disconnected(sent=False) from None
+            await self.ready(deadline)
+            if self._refusal is None and not self.wire.takes_records:
+                raise Disconnected(sent=False)  # it broke just now
+
+    def admit(self, epoch: int) -> None:
+        """Records may be sent on the connection ``epoch``, and on later ones to the same server."""
+        if epoch == self.epoch and self.wire.is_open:
+            self._refusal, self._admitted_id = None, self.server_id
+            self.wire.admit(True)
+            self._judged.set()
+
+    def refuse(self, epoch: int, error: SkialithError) -> None:
+        """Records are not to be sent on the connection ``epoch``: whoever wants to gets ``error``."""
+        if epoch == self.epoch:
+            self._refusal, self._admitted_id = error, ""
+            self.wire.admit(False)
+            self._judged.set()
+
+    async def distrust(self) -> None:
+        """The log behind this server is not what it was: connect anew, and take the server for another one from then on."""
+        self._distrusted += 1
+        await self._client.force_reconnect()
 
     def send(self, frame: bytes) -> None:
         """Hand whole frames to the socket, or raise ``Disconnected(sent=False)``."""

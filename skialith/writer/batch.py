@@ -19,8 +19,8 @@ class Batch:
 
     ``records``: None for a single message that is still to be decoded; in it, None for a message that needs no row.
     ``losses``: tries that ended with the connection to the database. ``suspected``: part of a batch that failed
-    although the database answers. ``strikes``: how often a single message did so. ``refused``: why a single message is
-    a dead letter.
+    although the database answers. ``strikes``: how often a single message did so. ``doubted``: a single message was refused
+    for its data once while the database took another one. ``refused``: why a single message is a dead letter.
     """
 
     messages: list[Message]
@@ -28,6 +28,7 @@ class Batch:
     losses: int = 0
     suspected: bool = False
     strikes: int = 0
+    doubted: bool = False
     refused: Exception | None = None
 
     def rows(self) -> list[Record]:

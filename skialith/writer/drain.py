@@ -286,7 +286,7 @@ class Drain:
                 return
             away = self._database_error()
             if away is None:
-                self._refuse(batch, error)
+                self._doubt(batch, error)
                 return
             error = away
         if isinstance(error, Undecodable):
@@ -302,6 +302,23 @@ class Drain:
             self._set_aside(batch, error)
             return
         self._try_again(batch, error, began)
+
+    def _doubt(self, batch: Batch, error: StoreDataError) -> None:
+        """A record was refused for its data alone, and the database takes a probe: poison, unless the tables are to blame.
+
+        Those that were narrowed by somebody refuse a harmless record of the same shape too; and the record is tried once
+        more, because what ailed the database may have ended between its try and the probe.
+        """
+        try:
+            self._sink.probe(next(iter(batch.rows()), None))
+        except Exception as narrow:  # noqa: BLE001 - this is the answer
+            self._go_on_without(batch, narrow)
+            return
+        if batch.doubted:
+            self._refuse(batch, error)
+        else:
+            batch.doubted = True
+            self._held.again(batch)
 
     def _try_again(self, batch: Batch, error: Exception, began: float) -> None:
         """Anything but the data: the whole batch again, unless it is time to suspect it or to let go of it."""
@@ -330,6 +347,10 @@ class Drain:
             self._held.again(batch)
             self.pause(self._storing.pause())
             return
+        self._go_on_without(batch, error)
+
+    def _go_on_without(self, batch: Batch, error: Exception) -> None:
+        """Set one record aside, unless it is all of them."""
         self._set_aside(batch, error)
         if self._fruitless:
             # The second one and nothing stored between: it is the database after all, so hold nothing while it lasts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from .. import _rows, trace_json
@@ -39,6 +39,21 @@ class Source(Protocol):
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
 
 
+class BoundSource:
+    """A consumer of a log that is pulled from only while ``bind`` finds that this log feeds the database."""
+
+    def __init__(self, source: Source, bind: Callable[[], None]) -> None:
+        self._source = source
+        self._bind = bind
+        self.ack, self.nak, self.in_progress = source.ack, source.nak, source.in_progress
+        self.read_body, self.bury = source.read_body, source.bury
+
+    def pull(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
+        """As :meth:`Source.pull`; raises what ``bind`` does."""
+        self._bind()
+        return self._source.pull(rows, size, linger, wait)
+
+
 class Sink(Protocol):
     """Where a drain puts records. The errors are those of ``stores.base.Store``; every method may be called again."""
 
@@ -59,8 +74,8 @@ class Sink(Protocol):
     def ping(self) -> None:
         """Return if the database answers."""
 
-    def probe(self) -> None:
-        """Return if the database takes a well-formed record now."""
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed record now; with ``like`` a harmless one of that shape."""
 
     def bury(self, letter: DeadLetter) -> None:
         """Store one dead letter, idempotently; it is committed when it returns."""
@@ -73,7 +88,7 @@ class Database(Protocol):
 
     def ping(self) -> None: ...
 
-    def probe(self, sink: str | None = None) -> None: ...
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None: ...
 
 
 class EventDatabase(Database, Protocol):
@@ -102,8 +117,8 @@ class _DatabaseSink:
     def ping(self) -> None:
         self._database.ping()
 
-    def probe(self) -> None:
-        self._database.probe(self.name)
+    def probe(self, like: Record | None = None) -> None:
+        self._database.probe(self.name, like)
 
     def bury(self, letter: DeadLetter) -> None:
         self._database.write_dead_letter(letter)
@@ -149,6 +164,10 @@ class TraceSink(_DatabaseSink):
     def __init__(self, store: TraceDatabase) -> None:
         super().__init__(store)
         self._store = store
+
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed trace now."""
+        self._database.probe(self.name, None if like is None else trace_of(like))
 
     def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""

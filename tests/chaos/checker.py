@@ -6,13 +6,15 @@ import bisect
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from .evidence import APPENDS, Call, Evidence
 from .outside import Letter, LogState, Row, Tables
 
 MAX_SHOWN = 20
+IN_HAND_NS = 5_000_000_000
+"""How long a writer may be busy storing what it got from a log that is gone."""
 NEVER = 1 << 62
 """An end that never came."""
 
@@ -27,6 +29,8 @@ class Verdict:
     dead_letters: int = 0
     duplicates: int = 0
     lost: int = 0
+    missing: int = 0
+    """Records that are gone with a log that was lost, as the test did it, and named by whoever was acknowledged them."""
     disordered: int = 0
     """Records, or calls of several, that stand where they may not: out of an agent's order, or behind its next owner's."""
     longest: float = 0.0
@@ -39,6 +43,18 @@ class Verdict:
     def __str__(self) -> str:
         shown = "\n".join(self.problems[:MAX_SHOWN])
         return f"{len(self.problems)} broken promises, {self.lost} lost, {self.duplicates} doubled:\n{shown}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What was acknowledged from ``since`` on and was under way by ``until`` may be gone with the log (CLOCK_MONOTONIC ns)."""
+
+    since: int
+    until: int
+
+    def covers(self, call: Call) -> bool:
+        """Whether a call's acknowledgements may be of records that are gone."""
+        return call.ended >= self.since and call.began <= self.until
 
 
 @dataclass(slots=True)
@@ -66,7 +82,8 @@ class Checker:
 
     ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``grace``: seconds that a call may
     last longer than its timeout. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server
-    lived through it, so that every record stands where its first PubAck said.
+    lived through it, so that every record stands where its first PubAck said. ``gone``: times for which the log
+    was lost: what was acknowledged then may be missing, if whoever lives on has named it, and nothing else was named.
     """
 
     def __init__(
@@ -79,7 +96,14 @@ class Checker:
         grace: float = 2.0,
         settled: bool = True,
         steady: bool = False,
+        gone: Sequence[Gone] = (),
     ) -> None:
+        self._gone = gone
+        self._missing: set[tuple[str, str]] = set()
+        self._acked: dict[tuple[str, str], list[Call]] = defaultdict(list)
+        for call in evidence.of(*APPENDS):
+            for identity, _ in call.acknowledged:
+                self._acked[call.agent, identity].append(call)
         self._evidence = evidence
         self._tables = tables
         self._log = log
@@ -95,6 +119,7 @@ class Checker:
     def verdict(self) -> Verdict:
         self._check_kept("event", self._events, self._tables.events)
         self._check_kept("checkpoint", self._checkpoints, self._tables.checkpoints)
+        self._check_named()
         self._check_order()
         self._check_resumes()
         self._check_takeovers()
@@ -125,11 +150,44 @@ class Checker:
         for name, copies in kept.items():
             self._check_copies(kind, name, fates.get(name), copies)
         for name, fate in fates.items():
-            if fate.acknowledged and name not in kept:
+            if fate.acknowledged and name not in kept and self._may_be_missing(name):
+                self._missing.add(name)
+                self._verdict.missing += 1
+            elif fate.acknowledged and name not in kept:
                 self._verdict.lost += 1
                 self._verdict.fault(f"LOST: {kind} {name} was acknowledged at sequence {fate.seq} and is nowhere")
             if fate.acknowledged and name in self._expected_dead and name not in buried:
                 self._verdict.fault(f"{kind} {name} should be a dead letter and is not")
+
+    def _may_be_missing(self, name: tuple[str, str]) -> bool:
+        """Whether every acknowledgement of the record fell into a time that is lost."""
+        return bool(self._gone) and all(any(gone.covers(call) for gone in self._gone) for call in self._acked[name])
+
+    def _check_named(self) -> None:
+        """Whoever lives on names the sequences of its records that are missing, and of no others."""
+        named: dict[str, set[int]] = defaultdict(set)
+        for call in self._evidence.of("flush"):
+            for first, last, count in call.result.get("lost", ()):
+                if count != last - first + 1:
+                    self._verdict.fault(f"NAMED: {call.child} does not know which of {first} to {last}")
+                named[call.child].update(range(first, last + 1))
+        flushed = {call.child for call in self._evidence.of("flush") if call.ended}
+        rows = {(row.agent, row.identity): row.position[1] for row in (*self._tables.events, *self._tables.checkpoints)}
+        acks: dict[tuple[str, int], list[tuple[str, str]]] = defaultdict(list)
+        for call in self._evidence.of(*APPENDS) if self._gone else ():
+            if not any(gone.covers(call) for gone in self._gone):
+                continue
+            for (identity, _), (seq, _) in zip(call.acknowledged, call.acks, strict=True):
+                name = (call.agent, identity)
+                acks[call.child, seq].append(name)  # a sequence may have been given twice
+                if name in self._missing and call.child in flushed and seq not in named[call.child]:
+                    self._verdict.fault(
+                        f"UNNAMED: {call.child} was acknowledged {name} at {seq}; it does not say that this is lost"
+                    )
+        for child, seqs in named.items():
+            for seq in seqs:
+                if all(rows.get(name) == seq and len(self._acked[name]) == 1 for name in acks[child, seq]):
+                    self._verdict.fault(f"NAMED: {child} says that {seq} is lost, and it is not: {acks[child, seq]}")
 
     def _check_copies(self, kind: str, name: tuple[str, str], fate: Fate | None, copies: list[Row]) -> None:
         if len(copies) > 1:
@@ -232,9 +290,20 @@ class Checker:
             return
         over = fate.ended if fate is not None else 0
         for current, began, newer in news:
+            if self._went_with_the_log((call.agent, newer), call):
+                continue
             if current < call.began and began > over:
                 self._verdict.fault(f"RESUME went back: {shown}, though {newer} was current before")
                 return
+
+    def _went_with_the_log(self, name: tuple[str, str], call: Call) -> bool:
+        """Whether a record need not be found any more: gone for good, or for as long as a writer has it in its hands."""
+        if not self._may_be_missing(name):
+            return False
+        return any(
+            call.ended >= gone.until and (name in self._missing or call.began < gone.until + IN_HAND_NS)
+            for gone in self._gone
+        )
 
     # ---- fencing
 
@@ -270,10 +339,10 @@ class Checker:
         positions: dict[tuple[str, str], tuple[int, int]],
     ) -> None:
         for call in rivals:
-            if call.began > claim.ended and call.acks:
-                self._verdict.fault(
-                    f"FENCE: {call.child} wrote {call.acknowledged[0]} after {claim.child} owned {agent}"
-                )
+            # With replicas the server looks for the id before the lease: what is durable already is said to be, to anybody.
+            written = [item for item, ack in zip(call.items, call.acks, strict=False) if not ack[1]]
+            if call.began > claim.ended and written:
+                self._verdict.fault(f"FENCE: {call.child} wrote {written[0]} after {claim.child} owned {agent}")
             for identity, _ in call.items:
                 if not self._alone(agent, identity, positions):
                     continue
@@ -343,9 +412,11 @@ class Checker:
             if count > 1:
                 self._verdict.duplicates += count - 1
                 self._verdict.fault(f"TRACE {key.hex()} is stored {count} times")
-            if key not in known:
-                self._verdict.fault(f"TRACE {key.hex()} belongs to no event")
-        missing = events - traces.keys() - buried
+        strange = traces.keys() - known
+        if len(strange) > self._verdict.missing:  # of events that went with the log
+            self._verdict.fault(f"TRACE {next(iter(strange)).hex()} and others, {len(strange)}, belong to no event")
+        gone = {row.key for row in self._tables.events if self._may_be_missing((row.agent, row.identity))}
+        missing = events - traces.keys() - buried - gone
         if missing and self._settled:
             self._verdict.fault(f"TRACE: {len(missing)} of {len(events)} events have none")
 

@@ -37,7 +37,8 @@ def work(options: Options) -> None:
             if options.ending in ("close", "raise"):
                 stack.enter_context(agent)
             first = Worker(agent, notebook, options, 0, stopping)
-            first.resume_until_answered()
+            if options.claim:
+                first.resume_until_answered()
             more = [Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads)]
             for worker in more:
                 worker.step = first.step
@@ -47,7 +48,7 @@ def work(options: Options) -> None:
             worker.thread.start()
         join_all(workers, stopping)
         notebook.line("note", what="ending")
-        if options.ending == "close" and options.settings.get("writer") != "off":
+        if options.flush or (options.ending == "close" and options.settings.get("writer") != "off"):
             workers[0].flush()
         end(options.ending)
     notebook.line("note", what="closed")
@@ -88,6 +89,7 @@ def write(options: Options) -> None:
 def read(options: Options) -> None:
     """What a newcomer sees: every agent's state, and its whole history."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
     for agent_id in options.agents:
         with open_agent(agent_id, options, stopping, notebook) as agent:
             script = Script(agent, notebook)
@@ -128,6 +130,25 @@ def take_turns(options: Options) -> None:
                 if error is not None:
                     raise error
             notebook.line("note", what="turn")
+
+
+def glance(options: Options) -> None:
+    """At SIGUSR1 look at the state of every agent, all at once; idle before."""
+    notebook, stopping, now = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda number, frame: now.set())
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
+        scripts = [Script(agent, notebook) for agent in agents]
+        threads = [threading.Thread(target=script.glance, daemon=True) for script in scripts]
+        notebook.line("note", what="ready")
+        while not now.wait(0.01):
+            if stopping.is_set():
+                return
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIFE_SECONDS)
+    notebook.line("note", what="closed")
 
 
 def interrupt(options: Options) -> None:
@@ -238,6 +259,7 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "write": write,
     "read": read,
     "browse": browse,
+    "glance": glance,
     "take_turns": take_turns,
     "fork": fork,
     "steps": steps,
@@ -249,4 +271,8 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s")
-    PROGRAMS[sys.argv[1]](Options(**json.loads(sys.argv[2])))
+    told = Options(**json.loads(sys.argv[2]))
+    faults.limit(told.limits)
+    if told.meek:
+        faults.drop_capabilities()
+    PROGRAMS[sys.argv[1]](told)

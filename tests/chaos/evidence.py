@@ -15,7 +15,7 @@ from typing import Any
 
 import ormsgpack
 
-from skialith.errors import BatchFailed, SkialithError
+from skialith.errors import BatchFailed, RecordsLost, SkialithError
 
 ROUNDS = float(os.environ.get("SKIALITH_CHAOS_ROUNDS", "1"))
 """How many times longer than in the short run everything goes on."""
@@ -88,6 +88,7 @@ class Notebook:
             outcome=error.outcome,
             retryable=error.retryable,
             text=str(error)[:300],
+            lost=error.sequences if isinstance(error, RecordsLost) else [],
         )
 
     def interrupted(self, number: int) -> None:

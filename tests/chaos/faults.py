@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import importlib
 import os
 import secrets
 import signal
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skialith.errors import StoreConnectionLost
 from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
 from skialith.steps import Call
 from skialith.stores import graphs as stores_graphs
+from skialith.stores import mysql_errors
+from skialith.stores.mysql import MySqlStore
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
 from skialith.wal._waiting import Window
 from skialith.wal._wire import Wire
+from skialith.wal.api import Api
+from skialith.wal.continuity import Continuity
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
@@ -88,6 +97,24 @@ def install(die: dict[str, int], freeze: dict[str, int], canary: str = "") -> No
         _POINTS[point](Freeze(passages))
     if canary:
         _CANARIES[canary]()
+
+
+def limit(limits: dict[str, float]) -> None:
+    """Change named limits in this process: ``{"stores.mysql.DATABASE_LOCK_SECONDS": 1}``, by the module that uses them."""
+    for path, value in limits.items():
+        module, _, name = path.rpartition(".")
+        used = importlib.import_module(f"skialith.{module}")
+        assert hasattr(used, name), path
+        setattr(used, name, value)
+
+
+def drop_capabilities() -> None:
+    """Be root in name only: this thread, and all that it starts, may do with a file what its permissions say."""
+    version, none = 0x20080522, bytes(24)  # of two sets of 32: effective, permitted, inheritable
+    header = struct.pack("Ii", version, 0)
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 # ---- points
@@ -294,6 +321,28 @@ def _acknowledge_before_durable() -> None:
     _replace(Log, "append_one", append_one)
 
 
+def _acknowledge_a_failed_commit() -> None:
+    """The writer takes a COMMIT that ended with its connection for one that was done."""
+    original = SqlStore.write_records
+
+    def write_records(self: SqlStore, records: Sequence[Record]) -> None:
+        with contextlib.suppress(StoreConnectionLost):
+            original(self, records)
+
+    _replace(SqlStore, "write_records", write_records)
+
+
+def _blame_the_record() -> None:
+    """A writer that takes a database which is read-only or full for one that refuses a row, and does not ask it again."""
+    for code in (1114, 1290):
+        mysql_errors.DATA_ERRORS[code] = "ER_OF_THE_CANARY"
+
+    def healthy(self: SqlStore, sink: str | None = None, like: object = None) -> None:
+        return None
+
+    _replace(SqlStore, "probe", healthy)
+
+
 def _store_without_key() -> None:
     """Every try stores a row of its own, because a record's identity is made up anew; and the writer dies before it acks."""
     original, fuse = EventSink.write, Fuse(1)
@@ -308,6 +357,17 @@ def _store_without_key() -> None:
 def _write_unfenced() -> None:
     """An owner that does not ask the server to check its lease."""
     _replace(frames, "fence", lambda lease: b"")
+
+
+def _read_what_a_node_has() -> None:
+    """A reader that does not wait until its node of a cluster has applied what the others committed."""
+    original = MySqlStore._prepare
+
+    def prepare(self: MySqlStore, connection: Any, table_lock_seconds: int) -> None:
+        original(self, connection, table_lock_seconds)
+        connection.query("SET SESSION wsrep_sync_wait = 0")
+
+    _replace(MySqlStore, "_prepare", prepare)
 
 
 class _Blind:
@@ -388,15 +448,49 @@ def _keep_every_ticket() -> None:
     _replace(Log, "append", append)
 
 
+def _take_sequences_for_records() -> None:
+    """A writer that takes what comes at a sequence that it has stored for the record that it stored."""
+    original, stored = EventSink.write, set[int]()
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        original(self, [record for record in records if record.position.seq not in stored])
+        stored.update(record.position.seq for record in records)
+
+    _replace(EventSink, "write", write)
+
+
+def _trust_any_server() -> None:
+    """Whoever lives on does not look what the server that came back has."""
+    _replace(Continuity, "another_server", lambda self: None)
+
+
+def _leave_first_seq_out() -> None:
+    """Streams begin at sequence 1, as they do by default."""
+    original = Api.call
+
+    async def call(self: Api, name: str, body: dict[str, Any] | None = None, **how: Any) -> dict[str, Any]:
+        if name.startswith("STREAM.CREATE.") and body is not None:
+            body = {key: value for key, value in body.items() if key != "first_seq"}
+        return await original(self, name, body, **how)
+
+    _replace(Api, "call", call)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
+    "acknowledge a failed commit": _acknowledge_a_failed_commit,
+    "blame the record": _blame_the_record,
     "answer before durable": _answer_before_durable,
     "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
+    "take sequences for records": _take_sequences_for_records,
+    "trust any server": _trust_any_server,
+    "leave first_seq out": _leave_first_seq_out,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
     "keep every ticket": _keep_every_ticket,
+    "read what a node has": _read_what_a_node_has,
     "return unrecorded steps": _return_unrecorded_steps,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,17 +102,64 @@ async def _read_log(url: str, namespace: str) -> LogState:
         await client.close()
 
 
-def hurry(url: str, namespace: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the writers are. ``last``: sequence in the log. ``settled``: up to here both consumers are done.
+
+    ``redelivered``: messages that are delivered for the second time or more, and not settled yet.
+    """
+
+    last: int
+    settled: int
+    redelivered: int
+
+
+async def _read_progress(client: Client, namespace: str) -> Progress:
+    stream = client.jetstream(timeout=10)
+    last = (await stream.stream_info(f"SKIALITH_{namespace}")).state.last_seq
+    settled, redelivered = last, 0
+    for consumer in await stream.consumers_info(f"SKIALITH_{namespace}"):
+        redelivered += consumer.num_redelivered or 0
+        if (consumer.num_pending or 0) + (consumer.num_ack_pending or 0) and consumer.ack_floor is not None:
+            settled = min(settled, consumer.ack_floor.stream_seq)
+    return Progress(last, settled, redelivered)
+
+
+def read_progress(url: str, namespace: str) -> Progress:
+    """Where the writers are now."""
+    return watch(url, namespace, lambda at, progress: True)[1]
+
+
+def watch(
+    url: str, namespace: str, until: Callable[[float, Progress], bool], every: float = 0.05
+) -> tuple[float, Progress]:
+    """Look again and again, over one connection, until ``until(monotonic time, progress)``; gives what it saw last."""
+
+    async def look() -> tuple[float, Progress]:
+        client = await nats.connect(url, connect_timeout=5, allow_reconnect=False)
+        try:
+            while True:
+                at, progress = time.monotonic(), await _read_progress(client, namespace)
+                if until(at, progress):
+                    return at, progress
+                await asyncio.sleep(every)
+        finally:
+            await client.close()
+
+    return asyncio.run(look())
+
+
+def hurry(url: str, namespace: str, seconds: float = 1.0) -> None:
     """Have what a dead writer held delivered again after one second instead of the usual wait, to shorten a test's end."""
-    asyncio.run(_hurry(url, namespace))
+    asyncio.run(_hurry(url, namespace, seconds))
 
 
-async def _hurry(url: str, namespace: str) -> None:
+async def _hurry(url: str, namespace: str, seconds: float) -> None:
     client = await nats.connect(url, connect_timeout=5, allow_reconnect=False)
     try:
         stream = client.jetstream(timeout=10)
         for consumer in await stream.consumers_info(f"SKIALITH_{namespace}"):
-            await stream.add_consumer(f"SKIALITH_{namespace}", consumer.config.evolve(ack_wait=1.0))
+            await stream.add_consumer(f"SKIALITH_{namespace}", consumer.config.evolve(ack_wait=seconds))
     finally:
         await client.close()
 
@@ -165,6 +213,8 @@ def database(url: str) -> Iterator[Any]:
         db=parts.path[1:],
         autocommit=True,
         charset="utf8mb4",
+        # What any node of a cluster has committed is evidence, and not only what this one has applied.
+        init_command="SET SESSION wsrep_sync_wait = 1",
     )
 
     def run(sql: str, arguments: tuple[Any, ...] = ()) -> Any:

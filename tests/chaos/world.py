@@ -40,6 +40,7 @@ class Child:
 
     def __init__(self, program: str, options: Options, place: Path) -> None:
         self.name = options.name
+        self.agents = options.agents
         self.log = place / f"{options.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -178,7 +179,7 @@ class World:
             self.settle()
         agents = sorted({call.agent for call in self.evidence().calls if call.agent})
         reader = self.spawn("read", "reader", agents=agents, settings={"writer": "off", "timeout": 20.0})
-        assert reader.wait() == 0, reader.tail()
+        assert reader.wait(END_SECONDS * max(1.0, ROUNDS)) == 0, reader.tail()
         self.check_exits()
         tables = outside.read_tables(self.database_url, self.namespace)
         return Checker(self.evidence(), tables, self.log(), dead=dead, settled=settle, **expected).verdict()

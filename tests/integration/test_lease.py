@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from skialith.errors import AgentFenced
+from skialith.wal.client import Wal
+from skialith.wal.lease import Lease
 from tests.fixtures.nats import NatsServer, wait_until
 from tests.fixtures.outside_nats import OutsideClient, TappedProxy
 from tests.fixtures.wal import OpenWal, append, checkpoint, event, new_namespace, soon
@@ -139,25 +145,110 @@ def test_after_an_unknown_outcome_the_lease_is_renewed_before_the_next_write(
     assert found.step_index == 2
 
 
-def test_giving_up_a_lease_that_a_power_loss_took_does_not_end_the_next_owners(
+@dataclass
+class Lost:
+    """An owner whose lease was in the part of the log that is gone, and its rival, who got the same sequence afterwards."""
+
+    owner: Wal
+    rival: Wal
+
+    @property
+    def lease(self) -> Lease:
+        lease = self.owner.log.lanes["a"].lease
+        assert lease is not None
+        return lease
+
+
+@pytest.fixture
+def lost(nats_server: NatsServer, open_wal: OpenWal, tmp_path: Path) -> Lost:
+    owner = open_wal(nats_server.url)
+    append(owner, event(owner, "x", "before"))
+    nats_server.stop()
+    copy = nats_server.copy_store(tmp_path / "copy")
+    nats_server.start()
+    owner.claim("a", soon(20))
+    nats_server.kill()
+    nats_server.put_back(copy)
+    nats_server.start()
+    rival = open_wal(nats_server.url)
+    rival.claim("a", soon(20))
+    wait_until(lambda: owner.connection.is_open, 20, "the old owner connected again")
+    both = Lost(owner, rival)
+    theirs = rival.log.lanes["a"].lease
+    assert theirs is not None and theirs.seq == both.lease.seq and theirs.token != both.lease.token
+    return both
+
+
+@pytest.mark.parametrize("what", ["an event", "many events", "a checkpoint"])
+def test_a_lost_lease_does_not_match_the_next_owners_at_the_same_sequence(lost: Lost, what: str) -> None:
+    old = lost.owner
+    count = 40 if what == "many events" else 1
+    records = [checkpoint(old, "a", 1)] if what == "a checkpoint" else [event(old, "a", f"e{n}") for n in range(count)]
+    with pytest.raises(AgentFenced) as caught:
+        append(old, *records)
+    assert caught.value.outcome == "not_written"
+    append(lost.rival, event(lost.rival, "a", "mine"))
+
+
+@pytest.mark.parametrize("verb", ["renew", "verify", "release", "disown"])
+def test_whoever_lost_a_lease_neither_renews_nor_ends_the_next_owners(lost: Lost, verb: str) -> None:
+    leases = lost.owner.log.owning._leases
+
+    async def act() -> None:
+        with contextlib.suppress(AgentFenced):
+            if verb == "renew":
+                await leases.renew(lost.lease, soon())
+            elif verb == "verify":
+                await leases.verify(lost.lease, soon())
+            elif verb == "release":
+                await leases.release(lost.lease)
+            else:
+                await leases.disown("a", lost.lease.token, soon())
+
+    lost.owner.call(act, 10.0)
+    append(lost.rival, event(lost.rival, "a", "mine"))
+
+
+def test_giving_up_a_lease_that_a_power_loss_took_does_not_end_the_next_owners(lost: Lost) -> None:
+    lost.owner.release("a")
+    append(lost.rival, event(lost.rival, "a", "mine"))
+
+
+def test_a_purge_that_was_under_way_is_not_repeated_on_another_server(
     nats_server: NatsServer, open_wal: OpenWal, tmp_path: Path
 ) -> None:
-    old = open_wal(nats_server.url)
-    append(old, event(old, "x", "before"))
+    """The server goes between the look at the lease and its removal, and comes back older, with another one's lease there."""
+    first = open_wal(nats_server.url)
+    append(first, event(first, "x", "before"))
     nats_server.stop()
-    shutil.copytree(nats_server.store, tmp_path / "copy")
+    copy = nats_server.copy_store(tmp_path / "copy")
     nats_server.start()
-    append(old, *(event(old, "x", f"lost{n}") for n in range(10)), seconds=20)
-    old.claim("a", soon())
+    first.claim("a", soon(20))
+    lease = first.log.lanes["a"].lease
+    assert lease is not None
+    looked = asyncio.Event()
+    leases = first.log.owning._leases
+    holder = leases._holder
+
+    async def look_and_wait(subject: str, deadline: float, token: str = "") -> Any:
+        found = await holder(subject, deadline, token)
+        if not looked.is_set():
+            looked.set()
+            while first.connection.is_open:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        return found
+
+    leases._holder = look_and_wait  # type: ignore[method-assign]
+    ending = threading.Thread(target=lambda: first.call(lambda: leases.disown("a", lease.token, soon(20)), 20.0))
+    ending.start()
+    wait_until(looked.is_set, 10, "it has looked")
     nats_server.kill()
-    nats_server.wipe()
-    shutil.copytree(tmp_path / "copy", nats_server.store)
+    nats_server.put_back(copy)
     nats_server.start()
-    new = open_wal(nats_server.url)
-    new.claim("a", soon())
-    wait_until(lambda: old.connection.is_open, 20, "the old owner connected again")
-    old.release("a")
-    append(new, event(new, "a", "mine"))
+    rival = open_wal(nats_server.url)
+    rival.claim("a", soon(20))
+    ending.join(30)
+    append(rival, event(rival, "a", "mine"))
 
 
 def test_a_late_copy_of_a_claim_does_not_bring_a_fenced_owner_back(nats_server: NatsServer, open_wal: OpenWal) -> None:

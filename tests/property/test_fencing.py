@@ -110,18 +110,23 @@ def claim_of_nothing(patch: pytest.MonkeyPatch) -> None:
     """A claim on an empty subject expects nothing, as it will again when the subject is empty again."""
 
     async def broken(
-        self: Leases, lease: Lease, expected: int, deadline: float, check: Callable[[Holder | None], None]
+        self: Leases,
+        lease: Lease,
+        expected: int,
+        server_id: str,
+        deadline: float,
+        check: Callable[[Holder | None], None],
     ) -> None:
         while True:
             try:
-                answer = await self._publish(lease.subject, expected, wal_lease._record(lease), deadline)
+                answer = await self._publish(lease.subject, expected, server_id, wal_lease._record(lease), deadline)
             except (Disconnected, NoReply, NoResponders):
                 answer = (0, False, "", 503, 503, "")
             if answer[3] == 0 and answer[4] == 0:
                 self._hold(lease, answer[0], self._connection.server_id)
                 return
             await self._pause(0.01, deadline, lease.agent_id)
-            holder = await self._holder(lease.subject, deadline)
+            holder, server_id = await self._read(lease.subject, deadline)
             if holder is not None and holder.token == lease.token and holder.by == lease.by and holder.seq != expected:
                 self._hold(lease, holder.seq, self._connection.server_id)
                 return
