@@ -184,7 +184,8 @@ class SkialithAgent(BaseAgent):
     def flush(self, timeout: float | None = None) -> int:
         """Wait until all that this process appended is STORED; returns how many of it became dead letters.
 
-        ``timeout``: seconds, default the agent's. Raises ``FlushTimeout``; what is not stored stays durable in the log.
+        ``timeout``: seconds, default the agent's. Raises ``FlushTimeout``; what is not stored stays durable in the log. Raises
+        ``RecordsLost``, once, if the log's server came back without records that this process had been acknowledged.
         """
         engine = self._engine("flush")
         return engine.flush(self._config.timeout if timeout is None else timeout)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from . import urls
 from .errors import ConfigurationError, InvalidArgument
 
 # ---- identifiers
@@ -101,6 +102,8 @@ TRIM_SECONDS = 1.0
 """How often a writer whose acks moved trims the stream."""
 FLOOR_SECONDS = 10.0
 """How often a process that appends asks how far the writer is, to forget which of its records a lost log would take along."""
+WRITER_IN_HAND_SECONDS = 5.0
+"""For how long after a log was lost a writer may still store what it had got from it, before ``flush()`` says what is lost."""
 ACK_WAIT_SECONDS = 5.0
 """After this a message that was pulled and not acknowledged is delivered again."""
 MAX_ACK_PENDING = 20_000
@@ -158,6 +161,18 @@ WRITER_ASIDE_RECORDS = 10_000
 """Records given back alone that one writer remembers, to try them alone when they return."""
 WRITER_BODY_READS = 3
 """A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
+CLOCK_STEP_CHECKPOINTS = 10_000
+"""How many checkpoints of an agent the clock of the log's server may be set back over without ``resume()`` going back with it."""
+WRITER_SUSPECT_DELIVERIES = 3
+"""From this delivery on a record is first stored by a process of its own: a writer may have died of it."""
+WRITER_DEATHS = 3
+"""So many processes of its own must die of a record, one after the other, before it is given up."""
+WRITER_APART_SECONDS = 60.0
+"""How long the process of its own may give no sign of life, or take to start."""
+WRITER_APART_LONGEST_SECONDS = 600.0
+"""How long it may take for one record."""
+WRITER_MEMORY_TRIES = 3
+"""A record for which alone there is not memory enough is given back and tried so many times before it is given up."""
 WRITER_WARN_SECONDS = 30.0
 """A failure that goes on is logged at once and then at most this often, with counts."""
 BACKOFF_FIRST_SECONDS = 0.1
@@ -373,7 +388,9 @@ def _checked(values: dict[str, Any]) -> Config:
         raise ConfigurationError(f"max_record_bytes {config.max_record_bytes}: use at most {LARGEST_RECORD_BYTES}")
     if config.max_record_bytes < 1 or (config.wal_bytes is not None and config.wal_bytes < 1):
         raise ConfigurationError("max_record_bytes and wal_bytes must be positive")
-    _check_urls(config)
+    for name in ("nats_url", "nats_system_url"):
+        urls.check_nats(name, getattr(config, name))
+    urls.check_database(config.database_url)
     return config
 
 
@@ -387,43 +404,6 @@ def _number(name: str, value: Any, kind: type[float | int]) -> float | int:
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ConfigurationError(f"{name} {value!r}: use one of {', '.join(map(repr, allowed))}")
-
-
-def _check_urls(config: Config) -> None:
-    for name in ("nats_url", "nats_system_url"):
-        for url in (getattr(config, name) or "").split(",") if getattr(config, name) else ():
-            if _scheme(name, url) not in ("nats", "tls"):
-                raise ConfigurationError(
-                    f"{name} {redact(url)!r} is not supported: use nats://host:4222 or tls://host:4222 "
-                    "(several separated by commas), or leave it out" + " for the embedded server" * (name == "nats_url")
-                )
-    if config.database_url is not None and _scheme("database_url", config.database_url) not in ("mysql", "sqlite"):
-        raise ConfigurationError(
-            f"database_url {redact(config.database_url)!r} is not supported: "
-            "use mysql://user:password@host:3306/database or sqlite:///path/to/file.db"
-        )
-
-
-def _scheme(name: str, url: str) -> str:
-    try:
-        parts = urlsplit(url.strip())
-        if parts.scheme in ("nats", "tls") and (parts.hostname is None or parts.port == 0):
-            raise ValueError("it names no host")
-    except ValueError:
-        raise ConfigurationError(
-            f"{name} {redact(url)!r} cannot be parsed: in user and password write / as %2F, # as %23, ? as %3F, @ as %40"
-        ) from None
-    return parts.scheme
-
-
-def redact(url: str) -> str:
-    """The URL with its password (or NATS token) replaced by ``***``, for messages and logs, however malformed it is."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}:***@{host}" if colon else f"{scheme}{separator}***@{host}"
 
 
 def check_id(argument: str, value: object) -> str:

@@ -6,6 +6,8 @@ Each error answers the two questions a caller has after a failure: what became o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 Outcome = Literal["not_written", "unknown", "durable"]
@@ -184,6 +186,21 @@ class StoreDataError(StoreError):
     """The database refused a row because of its data. ``code`` is the driver's error code, 0 if it has none."""
 
     code: int = 0
+
+
+class RecordIncomplete(StoreError, ValueError):
+    """A bug of the caller's, which speaks against no record: it came to be stored without its body."""
+
+
+@contextmanager
+def making_rows() -> Iterator[None]:
+    """Whatever a conversion raises speaks against what is converted, and not against the database: ``StoreDataError``."""
+    try:
+        yield
+    except SkialithError:
+        raise
+    except Exception as error:
+        raise StoreDataError(f"no row can be made of it: {type(error).__name__}: {error}") from error
 
 
 class ChannelValueMissing(StoreError):

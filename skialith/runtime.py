@@ -13,6 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 
+from . import _fastpath
 from .config import CLOSE_SECONDS, FLUSH_AGENTS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
@@ -36,8 +37,10 @@ from .wal.client import Wal
 from .wal.continuity import Run, Setback, shown, without
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
-from .writer.drain import Drain, DrainStatus
+from .writer.apart import Apart
+from .writer.drain import Drain
 from .writer.sinks import BoundSource, EventSink, TraceSink
+from .writer.status import DrainStatus
 
 log = logging.getLogger("skialith")
 
@@ -171,6 +174,9 @@ class Runtime:
                 self.config.namespace,
                 on_progress=self._trimmer.note,
                 before_first=binder.bind,
+                apart=Apart(
+                    [sink.name, self.config.namespace, self.config.store_url, self.config.durability == "power"]
+                ),
             )
             self._drains.append(drain)
         self._prepare_store(binder)
@@ -289,16 +295,19 @@ class Runtime:
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        deadline = time.monotonic() + self.config.timeout
-        keys: set[bytes] = set()
-        if self.wal.dead_count(deadline):
-            dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._used and r.position > self._since)
+        since = Position(self._since.time_ns, self._since.seq + 1)
+        letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
+        dead = [
+            (each.subject, each.key)
+            for each in letters
+            if each.sink == WRITER and (each.position.time_ns >= since.time_ns or each.position.seq >= since.seq)
+        ]
         if not isinstance(self._reading(), NothingStored):
-            since = Position(self._since.time_ns, self._since.seq + 1)
-            found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._used)
-        return len(keys)
+            dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        if not dead:
+            return 0
+        tokens = self._used.tokens()  # by subject, which tells the agent of what does not decode too
+        return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
         return [drain.status() for drain in self._drains]
@@ -364,8 +373,11 @@ class _Lately:
             if len(self._names) > FLUSH_AGENTS:
                 self._names.popitem(last=False)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
+    def tokens(self) -> set[str]:
+        """Their last tokens in subjects."""
+        with self._lock:
+            names = list(self._names)
+        return {_fastpath.subject_token(name) for name in names}
 
 
 class _Binder:

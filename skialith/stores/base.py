@@ -151,7 +151,7 @@ class Store(Protocol):
         """
 
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
-        """The checkpoint with the greatest position, dead letters included, with its whole body; None if there is none.
+        """The last checkpoint (``records.supersedes``), dead letters included, with its whole body; None if there is none.
 
         The body is None only for a dead letter whose large body was lost.
         """
@@ -172,6 +172,9 @@ class Store(Protocol):
         that is both stored and a dead letter is the stored one. ``max_bytes``: the page ends before the body that passes
         it (but holds one event at least), so then a short page is not the last one; without it, fewer than ``limit`` is.
         """
+
+    def last_event(self, namespace: str, agent_id: str) -> Position:
+        """The greatest position of an event, dead letters of the sink ``writer`` included; ``NOWHERE`` without one."""
 
     def steps(
         self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
@@ -253,7 +256,7 @@ class Store(Protocol):
         """
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``, by its time or by its sequence."""
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""

@@ -71,8 +71,9 @@ def apply(session: Session, records: Sequence[Record]) -> None:
     for record in records:
         try:
             changes.note(record)
-        except ValueError as error:
-            raise StoreDataError(f"{rows.describe(record)} cannot be read: {error}") from error
+        except Exception as error:
+            text = f"{rows.describe(record)} cannot be read: {type(error).__name__}: {error}"
+            raise StoreDataError(text) from error
     changes.forget_before(_delete_threads(session, changes))
     _put_checkpoints(session, changes)
     _put_blobs(session, changes)

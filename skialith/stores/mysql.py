@@ -24,9 +24,9 @@ from ..config import (
     DATABASE_STATEMENT_SECONDS,
     DATABASE_TRUST_SECONDS,
     MAX_ID_CHARACTERS,
-    redact,
 )
-from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable
+from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable, making_rows
+from ..urls import redact
 from .mysql_errors import translate
 from .pool import Pool
 from .rows import Row
@@ -225,9 +225,10 @@ class _Session:
         longest = self._connection.longest_statement
         done = 0
         while done < len(values):
-            statement, done = _rows.insert(
-                head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
-            )
+            with making_rows():
+                statement, done = _rows.insert(
+                    head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
+                )
             self._connection.query(statement)
 
     def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:

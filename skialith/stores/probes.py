@@ -66,8 +66,8 @@ def like(record: Record) -> Record:
     if record.kind == Kind.GRAPH:
         try:
             change = _like_operation(operation(record))
-        except ValueError:
-            return graph()  # what cannot be read has no shape
+        except Exception:  # noqa: BLE001 - what cannot be read has no shape
+            return graph()
         return graph_record(namespace, change, _ANY_SIZE)._replace(position=position)
     made = Record(
         record.kind if record.kind == Kind.CHECKPOINT else Kind.EVENT,

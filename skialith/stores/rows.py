@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
-from ..errors import StoreDataError
+from ..errors import RecordIncomplete, StoreDataError
 from ..records import STEP, DeadLetter, Kind, Manifest, Position, Record, Trace, step_hash, step_key
 
 Row = tuple[Any, ...]
@@ -173,7 +173,7 @@ def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[
 def of_record(record: Record) -> tuple[Row, Payload | None]:
     """The row of an event or checkpoint, and its payload if that is large."""
     if record.body is None:
-        raise ValueError(f"{describe(record)} came without its body, so it cannot be stored")
+        raise RecordIncomplete(f"{describe(record)} came without its body, so it cannot be stored")
     body = blob(b"record:" + record.key, record.body)
     head = (record.key, record.namespace, record.agent_id)
     tail = (record.created_us, *record.position, record.codec, *body)

@@ -11,7 +11,14 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from ..config import DATABASE_MIGRATION_PAUSE_SECONDS, DATABASE_MIGRATION_TRIES, DATABASE_STATEMENT_ROWS
-from ..errors import ConfigurationError, InvalidArgument, StoreDataError, StoreMisconfigured, StoreUnavailable
+from ..errors import (
+    ConfigurationError,
+    InvalidArgument,
+    StoreDataError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    making_rows,
+)
 from ..records import NOWHERE, DeadLetter, Kind, Position, Record, Trace
 from . import gaps, graph_read, graphs, lists, probes, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
@@ -154,10 +161,12 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        plain, operations = rows.by_tables(records)
-        events, checkpoints, large = rows.of_records(rows.in_order(plain))
+        with making_rows():
+            plain, operations = rows.by_tables(records)
+            events, checkpoints, large = rows.of_records(rows.in_order(plain))
+            steps = rows.of_steps(events)
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
-        if steps := rows.of_steps(events):
+        if steps:
             session.insert("agent_steps", rows.STEP_COLUMNS, steps)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -187,10 +196,12 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        in_order = rows.in_order(traces)
+        with making_rows():
+            in_order = rows.in_order(traces)
         for start in range(0, len(in_order), DATABASE_STATEMENT_ROWS):
-            some = in_order[start : start + DATABASE_STATEMENT_ROWS]
-            session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(some))
+            with making_rows():
+                some = rows.of_traces(in_order[start : start + DATABASE_STATEMENT_ROWS])
+            session.insert("agent_traces", rows.TRACE_COLUMNS, some)
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""
@@ -303,6 +314,11 @@ class SqlStore(ABC):
         with self.reading() as session:
             return read.steps(session, (namespace, agent_id), after, limit, max_bytes)
 
+    def last_event(self, namespace: str, agent_id: str) -> Position:
+        """Position of the agent's last event, dead letters included."""
+        with self.reading() as session:
+            return read.last_event(session, namespace, agent_id)
+
     def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None:
         """The event with this key, dead letters included."""
         with self.reading() as session:
@@ -371,14 +387,14 @@ class SqlStore(ABC):
             return read.letters(session, namespace, sink, after, limit, whole)
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``, by time or by sequence."""
         query = (
-            "SELECT agent_id, record_key FROM dead_letters WHERE namespace = ? AND sink = ? AND agent_id IS NOT NULL "
-            "AND (store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))"
+            "SELECT subject, record_key FROM dead_letters WHERE namespace = ? AND sink = ? "
+            "AND (store_time_ns >= ? OR seq >= ?)"
         )
         with self.reading() as session:
-            found = session.rows(query, (namespace, sink, since.time_ns, since.time_ns, since.seq))
-            return [(rows.text(agent_id), bytes(key)) for agent_id, key in found]
+            found = session.rows(query, (namespace, sink, since.time_ns, since.seq))
+            return [(rows.text(subject), bytes(key)) for subject, key in found]
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""

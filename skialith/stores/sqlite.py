@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..config import SQLITE_BUSY_SECONDS, SQLITE_WAL_BYTES, redact
+from ..config import SQLITE_BUSY_SECONDS, SQLITE_WAL_BYTES
 from ..errors import ConfigurationError, StoreDataError, StoreError, StoreUnavailable
+from ..urls import redact
 from .pool import Pool
 from .rows import Row
 from .sql import SqlStore

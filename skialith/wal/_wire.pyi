@@ -33,7 +33,7 @@ class Wire:
     """Records that were handed over, or written with :meth:`send`, and did not leave yet."""
     last_received: float
     heard_last: float
-    """``last_received`` of the connection that ended last."""
+    """``last_received`` of the last connection that was open and ended."""
     max_payload: int
     def __init__(
         self,

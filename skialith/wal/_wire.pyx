@@ -146,7 +146,8 @@ cdef class Wire:
         if link is not self._link or self._ended == link.epoch:
             return False
         self._ended = link.epoch
-        self.heard_last = link.last_received
+        if self.is_open:
+            self.heard_last = link.last_received
         self.is_open = self.takes_records = False
         waiting, self._waiting = self._waiting, nobody
         for item in waiting.values():

@@ -6,11 +6,19 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-from ..config import API_TIMEOUT_SECONDS, CLOSE_SECONDS, TRIM_SECONDS, WRITER_STANDS_SECONDS, Config
+from ..config import (
+    API_TIMEOUT_SECONDS,
+    CLOSE_SECONDS,
+    TRIM_SECONDS,
+    WRITER_IN_HAND_SECONDS,
+    WRITER_STANDS_SECONDS,
+    Config,
+)
 from ..errors import ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
@@ -191,10 +199,6 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
-    def dead_heads(self, deadline: float) -> list[Record]:
-        """All records that stand in the dead-letter stream, large bodies left out."""
-        return self._call(lambda: self.dead.heads(deadline), deadline)
-
     def dead_letters(self, deadline: float, *, whole: bool) -> list[DeadLetter]:
         """What stands in the dead-letter stream, oldest first; large bodies only if ``whole``."""
         if not self.dead_count(deadline):
@@ -214,8 +218,8 @@ class Wal:
     def end(self, deadline: float) -> Position:
         return self._call(lambda: self.reader.end(deadline), deadline)
 
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        return self._call(lambda: self.reader.events(agent_id, after, deadline, seq), deadline)
 
     def operations(self, thread_name: str | None, deadline: float) -> Operations:
         """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
@@ -307,7 +311,7 @@ class Wal:
                 stored = await self.stream.stored(target, deadline)
                 since = (since or time.monotonic()) if stored is None else 0.0
                 if stored or (since and time.monotonic() - since >= _REPLACED_SECONDS):
-                    return
+                    break
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)
                     remaining = info["num_pending"] + info["num_ack_pending"]
@@ -321,6 +325,8 @@ class Wal:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _FLUSH_LONGEST_SECONDS)
+        stored_by = max((each.moment for each in self.continuity.setbacks), default=-math.inf) + WRITER_IN_HAND_SECONDS
+        await asyncio.sleep(max(0.0, min(stored_by, deadline) - time.monotonic()))
 
     async def _know_the_log(self, deadline: float) -> None:
         """Wait until it is known whether a log that may be another one has what was appended. Raises ``WalUnavailable``."""

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from ..config import API_TIMEOUT_SECONDS, FLOOR_SECONDS, RETRY_LONGEST_SECONDS
 from ..errors import WalError
-from .api import ApiError, NoResponders
+from .api import ApiError, NoResponders, rfc3339
 from .read import Reader
 from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
@@ -25,11 +25,12 @@ class Setback(NamedTuple):
     """Records that were acknowledged to this process and are not in the log any more; the writer may have stored some.
 
     ``runs``: their sequences. ``until_ns``: when the log was lost (server's clock); what is stored at a sequence with a later
-    time is another record, which got it again.
+    time is another record, which got it again. ``moment``: the same, ``time.monotonic()``.
     """
 
     runs: tuple[Run, ...]
     until_ns: int
+    moment: float
 
 
 class Continuity:
@@ -42,7 +43,7 @@ class Continuity:
         self._created = stream.created
         self._runs: list[Run] = []
         self._floor_at = time.monotonic()
-        self._earlier: list[tuple[list[Run], int]] = []
+        self._earlier: list[tuple[list[Run], int, float]] = []
         """What was acknowledged on servers that are gone, and when each was lost, until the log was looked at since."""
         self._news = asyncio.Event()
         self.setbacks: list[Setback] = []
@@ -60,7 +61,7 @@ class Continuity:
     def _part_with(self, moment: float) -> None:
         """What was acknowledged until then is to be looked for again."""
         runs, self._runs = self._runs, []
-        self._earlier.append(([*runs, *self._stream.tally.take()], self._stream.time_at(moment)))
+        self._earlier.append(([*runs, *self._stream.tally.take()], self._stream.time_at(moment), moment))
         self._news.set()
 
     async def watch(self) -> None:
@@ -120,36 +121,38 @@ class Continuity:
         """Compare, once; False if the server went away or changed meanwhile."""
         epoch, stream, earlier = self._connection.epoch, self._stream, list(self._earlier)
         info = await stream.info()
+        found: list[tuple[list[Run], list[Run], int, float]] = []
         new_log, last = stream.created != self._created, 0
         if new_log:
             first = int(info["config"].get("first_seq") or 1)
-            found = [([run for run in runs if run[0] < first], beyond(runs, first - 1), at) for runs, at in earlier]
+            for runs, lost_ns, moment in earlier:
+                found.append(([run for run in runs if run[0] < first], beyond(runs, first - 1), lost_ns, moment))
             last = first - 1
         else:
-            found = []
-            for runs, lost_ns in earlier:
+            for runs, lost_ns, moment in earlier:
                 # The last that was there when the server was lost; what stands behind it came after.
                 last = (await self._reader.goes_on(lost_ns, time.monotonic() + API_TIMEOUT_SECONDS)).seq - 1
-                found.append((beyond(runs, last), up_to(runs, last), lost_ns))
+                found.append((beyond(runs, last), up_to(runs, last), lost_ns, moment))
         if epoch != self._connection.epoch or len(earlier) != len(self._earlier):
             return False
         self._created, self._earlier = stream.created, []
         stream.tally.set_back(last)
-        for lost, kept, lost_ns in found:
+        for lost, kept, lost_ns, moment in found:
             self._runs += kept
             if lost:
-                self._note(Setback(tuple(lost), lost_ns), new_log=new_log)
+                self._note(Setback(tuple(lost), lost_ns, moment), new_log=new_log)
         return True
 
     def _note(self, setback: Setback, *, new_log: bool) -> None:
         self.setbacks.append(setback)
         what = "was made anew" if new_log else "came back without its last records"
         log.error(
-            "the log %s %s: %d records that were acknowledged to this process (sequences %s) are not in it. Those that the "
-            "writer had stored are in the database; flush() and `skialith doctor` tell the others",
+            "the log %s %s: %d records that were acknowledged to this process until %s (sequences %s) are not in it. Those that "
+            "the writer had stored are in the database; flush() and `skialith doctor` tell the others",
             self._stream.name,
             what,
             sum(run[2] for run in setback.runs),
+            rfc3339(setback.until_ns),
             shown(setback.runs),
         )
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _MARK_ATTEMPT_SECONDS = 2.0
 _MARK_TTL_SECONDS = 60
 _REPLICA_SECONDS = 1.0
-"""How long a replica that lags is asked again, before the leader is."""
+"""How long a replica that lags, or stands still, is asked again before the leader is; then twice as long, and so on."""
 
 
 class Found(NamedTuple):
@@ -54,12 +54,15 @@ class Gets:
         mark = await self.mark(deadline)
         patience, pause = time.monotonic() + _REPLICA_SECONDS, RETRY_FIRST_SECONDS / 10
         while mark and time.monotonic() < min(patience, deadline):
-            found = await self._lasts([self._marks, subject], deadline)
+            try:
+                found = await self._lasts([self._marks, subject], min(patience, deadline))
+            except WalUnavailable:
+                break
             if self._marks in found and found[self._marks].position.seq >= mark:
                 return found.get(subject)
             await asyncio.sleep(pause)
             pause *= 2
-        # The replica at hand is far behind. Its leader has been one for that long, or was asked for the mark just now.
+        # The replica at hand is far behind or stands still. The leader has stored the mark a moment ago.
         message = await self._stream.last_message(subject, deadline)
         if message is None:
             return None
@@ -87,9 +90,15 @@ class Gets:
         return await self._until(once, deadline, self._stream.name)
 
     async def direct(self, stream: str, query: dict[str, Any], deadline: float) -> list[Reply]:
-        """The messages of one direct get, in order; empty when nothing matches."""
+        """The messages of one direct get, in order; empty when nothing matches.
+
+        With replicas any of them may be who is asked, one that stands still too; so the next one is asked soon.
+        """
+        seconds = API_TIMEOUT_SECONDS if self._stream.replicas == 1 else _REPLICA_SECONDS
 
         async def once(timeout: float) -> list[Reply]:
+            nonlocal seconds
+            timeout, seconds = min(timeout, seconds), 2 * seconds
             payload = json.dumps(query).encode()
             replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", payload, timeout)
             status = (replies[-1].headers or {})["Status"]

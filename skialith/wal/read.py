@@ -71,16 +71,19 @@ class Reader:
         end = await self.end(deadline)
         return Position(end.time_ns, end.seq + 1)
 
-    async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
+    async def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow.
+
+        ``seq``: where to begin to look for them, if that is known; else it is found by time.
+        """
         subject = self._stream.subjects.event(agent_id)
         query: dict[str, Any] = {
             "next_by_subj": subject,
             "batch": HISTORY_PAGE_RECORDS,
             "max_bytes": self.page_bytes(),
         }
-        if after == NOWHERE:
-            query["seq"] = 1
+        if seq or after == NOWHERE:
+            query["seq"] = seq or 1
         else:
             # By time: after a power loss sequences are handed out again, times are not.
             query["start_time"] = rfc3339(after.time_ns)

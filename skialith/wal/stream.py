@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from typing import Any
@@ -20,7 +21,7 @@ from ..config import (
 )
 from ..errors import ConfigurationError, WalError
 from ._waiting import Tally
-from .api import Api, ApiError, time_ns
+from .api import Api, ApiError, backoff, time_ns
 from .group import Group, group
 from .transport import Connection
 
@@ -123,10 +124,16 @@ class Stream:
         try:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             self._note(info)
-            await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
-            await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
-            if self.traces:
-                await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
+            # At once: with replicas each chooses a leader of its own, for which it takes seconds while a node is away.
+            consumers = [(WRITER, self.subjects.logs), (TRACE_INGEST, self.subjects.events)][: 1 + self.traces]
+            results = await asyncio.gather(
+                self._ensure_stream(self.dead_name, self._dead_settings(), deadline),
+                *(self._ensure_consumer(name, subject, deadline) for name, subject in consumers),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
         except ApiError as error:
             raise self._explained(error) from error
 
@@ -203,9 +210,21 @@ class Stream:
             except ApiError as racing:
                 if racing.code != _NAME_IN_USE:
                     raise
-                info = await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+                info = await self._made_by_another(name, deadline)
         self._compare(name, settings, info["config"])
         return info
+
+    async def _made_by_another(self, name: str, deadline: float) -> dict[str, Any]:
+        """A cluster refuses a second stream of a name from when it decides on the first, and shows that somewhat later."""
+        pauses = backoff()
+        while True:
+            try:
+                return await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+            except ApiError as error:
+                pause = next(pauses)
+                if error.code != _STREAM_NOT_FOUND or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
 
     def _compare(self, name: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         # Size, replicas and traces belong to whoever runs the stream; the rest is what correctness rests on.

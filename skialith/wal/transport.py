@@ -27,9 +27,9 @@ from ..config import (
     MAX_QUEUED_RECORDS,
     PING_SECONDS,
     Config,
-    redact,
 )
 from ..errors import Closed, ConfigurationError, SkialithError, WalUnavailable
+from ..urls import redact
 from ._waiting import Reply
 from ._wire import Wire
 from .access import access_options, bare, wants_tls

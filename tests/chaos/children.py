@@ -18,7 +18,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, enduring, faults, signalled, stepping
+from . import awaited, enduring, faults, poisoned, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -77,6 +77,8 @@ def write(options: Options) -> None:
     """A writer, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
     faults.install(options.die, options.freeze, options.break_)
+    if options.poison:
+        poisoned.install(*options.poison)
     with open_agent("~writer", options, stopping, notebook):
         notebook.line("note", what="ready")
         deadline = time.monotonic() + LIFE_SECONDS
@@ -102,6 +104,7 @@ def read(options: Options) -> None:
 def browse(options: Options) -> None:
     """Whoever looks while things happen: state and history of every agent, again and again, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
     with contextlib.ExitStack() as stack:
         agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
         notebook.line("note", what="ready")
@@ -133,13 +136,15 @@ def take_turns(options: Options) -> None:
 
 
 def glance(options: Options) -> None:
-    """At SIGUSR1 look at the state of every agent, all at once; idle before."""
+    """At SIGUSR1 look at the state of all agents at once, ``steps`` times each or once; idle before."""
     notebook, stopping, now = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    faults.install(options.die, options.freeze, options.break_)
     signal.signal(signal.SIGUSR1, lambda number, frame: now.set())
     with contextlib.ExitStack() as stack:
         agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
         scripts = [Script(agent, notebook) for agent in agents]
-        threads = [threading.Thread(target=script.glance, daemon=True) for script in scripts]
+        times = (max(1, options.steps),)
+        threads = [threading.Thread(target=script.glance, args=times, daemon=True) for script in scripts]
         notebook.line("note", what="ready")
         while not now.wait(0.01):
             if stopping.is_set():

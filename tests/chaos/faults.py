@@ -16,9 +16,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from skialith.errors import StoreConnectionLost
+from skialith import letters
+from skialith.errors import StoreConnectionLost, StoreDataError
 from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
+from skialith.runtime import Runtime
 from skialith.steps import Call
 from skialith.stores import graphs as stores_graphs
 from skialith.stores import mysql_errors
@@ -33,9 +35,13 @@ from skialith.wal.continuity import Continuity
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
+from skialith.wal.stream import Stream
 from skialith.wal.transport import Connection
-from skialith.writer.batch import Batch
+from skialith.wal.trim import Trim
+from skialith.writer.apart import Apart
+from skialith.writer.batch import Batch, Undecodable
 from skialith.writer.drain import Drain
+from skialith.writer.held import Held
 from skialith.writer.sinks import EventSink
 
 POINTS = ("before send", "after send", "after PubAck", "after pull", "before commit", "after commit", "before ack")
@@ -251,6 +257,32 @@ def _after_commit(fuse: Fuse) -> None:
         _burn_after(SqlStore, name, fuse)
 
 
+def _before_replay(fuse: Fuse) -> None:
+    """A dead letter is about to be stored after all."""
+    original = letters.replay
+
+    def replay(engine: Runtime, found: letters.Found) -> None:
+        fuse.burn()
+        original(engine, found)
+
+    _replace(letters, "replay", replay)
+
+
+def _after_replay(fuse: Fuse) -> None:
+    """What a dead letter held is stored; one of the stream is still there."""
+    _burn_after(SqlStore, "replay_dead_letter", fuse)
+
+
+def _after_discard(fuse: Fuse) -> None:
+    original = letters.discard
+
+    def discard(engine: Runtime, found: letters.Found) -> None:
+        original(engine, found)
+        fuse.burn()
+
+    _replace(letters, "discard", discard)
+
+
 def _burn_after(owner: type, name: str, fuse: Fuse) -> None:
     original = getattr(owner, name)
 
@@ -276,6 +308,9 @@ _POINTS: dict[str, Callable[[Fuse], None]] = {
     "before commit": _before_commit,
     "after commit": _after_commit,
     "before ack": _before_ack,
+    "before replay": _before_replay,
+    "after replay": _after_replay,
+    "after discard": _after_discard,
 }
 
 
@@ -370,6 +405,31 @@ def _read_what_a_node_has() -> None:
     _replace(MySqlStore, "_prepare", prepare)
 
 
+def _trim_by_any_word() -> None:
+    """Trims believe whoever knows of nothing behind the floor, as a leader may that was replaced; the writer is slow, and
+    dies after some."""
+
+    async def behind_floor(self: Stream, consumer: str, deadline: float | None = None) -> tuple[int, None]:
+        return int((await self.info(deadline))["state"]["last_seq"]), None
+
+    _replace(Stream, "behind_floor", behind_floor)
+    original = EventSink.write
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        time.sleep(0.2)
+        original(self, records)
+
+    _replace(EventSink, "write", write)
+    once, fuse = Trim.once, Fuse(3)
+
+    async def trim(self: Trim) -> bool:
+        whole = await once(self)
+        fuse.burn()
+        return whole
+
+    _replace(Trim, "once", trim)
+
+
 class _Blind:
     """A session that finds every row of graphs' threads at the beginning of time."""
 
@@ -437,17 +497,6 @@ def _write_for_any_owner() -> None:
     _replace(writes, "_lane", lambda agent_id, lease: agent_id)
 
 
-def _keep_every_ticket() -> None:
-    """A process that never lets go of a call that it handed over."""
-    original, kept = Log.append, []
-
-    def append(self: Log, ticket: Ticket, records: Sequence[Record], *arguments: Any, **named: Any) -> None:
-        kept.append((ticket, records))
-        original(self, ticket, records, *arguments, **named)
-
-    _replace(Log, "append", append)
-
-
 def _take_sequences_for_records() -> None:
     """A writer that takes what comes at a sequence that it has stored for the record that it stored."""
     original, stored = EventSink.write, set[int]()
@@ -476,6 +525,49 @@ def _leave_first_seq_out() -> None:
     _replace(Api, "call", call)
 
 
+def _remove_before_replay() -> None:
+    """A replay that takes the letter away first, and dies in between."""
+    fuse = Fuse(2)
+
+    def replay(engine: Runtime, found: letters.Found) -> None:
+        letters.discard(engine, found)
+        fuse.burn()
+        engine.store.write_records([found.letter.record] if found.letter.record is not None else [])
+
+    _replace(letters, "replay", replay)
+
+
+def _bury_the_batch() -> None:
+    """A record that is refused takes its batch with it."""
+
+    def halve(self: Held, batch: Batch) -> None:
+        refused = StoreDataError("one of the batch was refused")
+        for message, record in zip(batch.messages, batch.records or (), strict=True):
+            self.again(Batch([message], [record], refused=refused))
+
+    _replace(Held, "halve", halve)
+
+
+def _bury_by_count() -> None:
+    """What was delivered often is given up."""
+
+    def store(self: Apart, message: Message, source: object) -> bool:
+        raise Undecodable("delivered too often")
+
+    _replace(Apart, "store", store)
+
+
+def _keep_every_ticket() -> None:
+    """A process that never lets go of a call that it handed over."""
+    original, kept = Log.append, []
+
+    def append(self: Log, ticket: Ticket, records: Sequence[Record], *arguments: Any, **named: Any) -> None:
+        kept.append((ticket, records))
+        original(self, ticket, records, *arguments, **named)
+
+    _replace(Log, "append", append)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge a failed commit": _acknowledge_a_failed_commit,
@@ -483,6 +575,10 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "answer before durable": _answer_before_durable,
     "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,
+    "bury by count": _bury_by_count,
+    "bury the batch": _bury_the_batch,
+    "remove before replay": _remove_before_replay,
+    "trim by any word": _trim_by_any_word,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "take sequences for records": _take_sequences_for_records,
@@ -490,7 +586,7 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "leave first_seq out": _leave_first_seq_out,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
-    "keep every ticket": _keep_every_ticket,
     "read what a node has": _read_what_a_node_has,
+    "keep every ticket": _keep_every_ticket,
     "return unrecorded steps": _return_unrecorded_steps,
 }

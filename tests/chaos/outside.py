@@ -36,11 +36,12 @@ class Row:
 
 @dataclass(slots=True)
 class Letter(Row):
-    """A dead letter, from the table or from the dead-letter stream."""
+    """A dead letter, from the table or from the dead-letter stream. ``decoded``: whether whoever gave it up could decode it."""
 
     sink: str
     kind: str
     error: str
+    decoded: bool = True
 
 
 @dataclass(slots=True)
@@ -174,16 +175,18 @@ async def _read_letters(client: Client, namespace: str) -> list[Letter]:
         with contextlib.suppress(NotFoundError):
             message = await stream.get_msg(name, seq)
             if str(message.subject).startswith(f"skialith.{namespace}.dead."):
-                letters.append(_letter(ormsgpack.unpackb(message.data or b"")))
+                fields = ormsgpack.unpackb(message.data or b"")
+                _, key, sink, _, *position, _, error, _, raw = fields
+                decoded = ".dead.undecodable." not in str(message.subject)
+                letters.append(_letter(raw, (position[0], position[1]), key, sink, error, decoded))
     return letters
 
 
-def _letter(fields: list[Any]) -> Letter:
-    _, key, sink, _, time_ns, seq, _, error, _, raw = fields
+def _letter(raw: bytes, position: tuple[int, int], key: bytes, sink: str, error: str, decoded: bool) -> Letter:
     _, kind, agent, record_id, _, _, _, _, codec, body = ormsgpack.unpackb(raw)
     value = _value(codec, body)
     identity = record_id if kind == 1 else value["id"]
-    return Letter(agent, identity, digest(value), (time_ns, seq), key, sink, KINDS[kind], error)
+    return Letter(agent, identity, digest(value), position, key, sink, KINDS[kind], error, decoded)
 
 
 def _value(codec: int, body: bytes) -> Any:
@@ -254,8 +257,12 @@ def read_tables(url: str, namespace: str, agents: Sequence[str] = ()) -> Tables:
         for agent, *rest in run("SELECT " + head.format("", "agent_checkpoints"), args):
             tables.checkpoints.append(_row(parts, agent, "", *rest))
         tables.traces = [bytes(key) for (key,) in run(f"SELECT record_key FROM agent_traces WHERE {where}", args)]
-        more = head.format("record_id,", "dead_letters").replace("FROM", ", sink, kind, error FROM")
-        for *columns, sink, kind, error in run("SELECT " + more, args):
+        more = head.format("record_id,", "dead_letters").replace("FROM", ", sink, kind, error, raw FROM")
+        for *columns, sink, kind, error, raw in run("SELECT " + more, args):
+            if kind is None:
+                place_of, key = (columns[5], columns[6]), bytes(columns[7])
+                tables.letters.append(_letter(raw, place_of, key, sink, error, False))
+                continue
             row = _row(parts, *columns)
             place = row.agent, row.identity, row.digest, row.position, row.key
             tables.letters.append(Letter(*place, sink, KINDS[kind], error))
@@ -282,11 +289,14 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def refuse(url: str, event_ids: list[str], *, letters_too: bool) -> None:
-    """From now on the database refuses these events for their data, and their dead letters too if asked."""
+def refuse(url: str, event_ids: list[str], *, letters_too: bool | list[str]) -> None:
+    """From now on the database refuses these events for their data, and their dead letters too if asked (those listed)."""
+    letters = letters_too if isinstance(letters_too, list) else event_ids if letters_too else []
     with database(url) as run:
-        for table, column in [("agent_events", "event_id"), ("dead_letters", "record_id")][: 2 if letters_too else 1]:
-            listed = ", ".join(f"X'{event_id.encode().hex()}'" for event_id in event_ids)
+        for table, column, ids in [("agent_events", "event_id", event_ids), ("dead_letters", "record_id", letters)]:
+            if not ids:
+                continue
+            listed = ", ".join(f"X'{event_id.encode().hex()}'" for event_id in ids)
             if url.startswith("sqlite"):
                 run(
                     f"CREATE TRIGGER refuse_{table} BEFORE INSERT ON {table} WHEN CAST(NEW.{column} AS BLOB) IN ({listed}) "
@@ -298,3 +308,10 @@ def refuse(url: str, event_ids: list[str], *, letters_too: bool) -> None:
                     f"IF NEW.{column} IN ({listed}) THEN SIGNAL SQLSTATE '22001' "
                     "SET MYSQL_ERRNO = 1406, MESSAGE_TEXT = 'refused by the test'; END IF"
                 )
+
+
+def accept(url: str) -> None:
+    """What :func:`refuse` did is mended."""
+    with database(url) as run:
+        for table in ("agent_events", "dead_letters"):
+            run(f"DROP TRIGGER IF EXISTS refuse_{table}")

@@ -121,7 +121,7 @@ class Faults:
 
     def _wait_at_work(self) -> None:
         for child in self._busy:
-            child.wait_writes(10)
+            child.wait_writes(5)
 
 
 async def _ask(url: str, names: list[str]) -> None:

@@ -39,11 +39,12 @@ class Options:
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``claim``: whether agents are owned before they write.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
-    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
-    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see
-    ``faults.limit``. ``meek``: permissions of files count, though it is root. ``flush``: also where another process writes.
-    ``forks``, ``first``: see ``fork``. ``role``: see :mod:`enduring`. ``cancels``: chance that an awaited call is cancelled;
-    ``loop``: what it is awaited on.
+    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``,
+    ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``: points of :mod:`faults` and at which passage to die or
+    to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see ``faults.limit``. ``meek``: permissions of files
+    count, though it is root. ``flush``: also where another process writes. ``poison``: a place and a doing of :mod:`poisoned`.
+    ``forks``, ``first``: see ``fork``. ``role``: see :mod:`enduring`.
+    ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Options:
     break_: str = ""
     limits: dict[str, float] = field(default_factory=dict)
     meek: bool = False
+    poison: list[str] = field(default_factory=list)
     forks: int = 0
     first: str = "child"
     role: str = "work"
@@ -103,10 +105,11 @@ class Script:
         )
         return state
 
-    def glance(self) -> None:
-        """Look at the state; an error is written down."""
-        with contextlib.suppress(SkialithError):
-            self.resume(exclusive=False)
+    def glance(self, times: int) -> None:
+        """Look at the state; errors are written down."""
+        for _ in range(times):
+            with contextlib.suppress(SkialithError):
+                self.resume(exclusive=False)
 
     def save(self, identity: str, size: int = 0) -> SkialithError | None:
         value = payload(identity, size)

@@ -98,7 +98,8 @@ def test_nodes_are_killed_and_cut_off(world: GaleraWorld, report: Report) -> Non
     Nobody who appends notices. Whoever reads at a node that is away, or refuses (1047), is told so, and sees nothing old.
     """
     galera, faults = world.galera, 0
-    writers = [world.spawn("write", f"writer-{node.name}", settings=world.at(node)) for node in galera.nodes]
+    # The agent "three" has a writer of its own, at the third node.
+    writers = [world.spawn("write", f"writer-{node.name}", settings=world.at(node)) for node in galera.nodes[:2]]
     for writer in writers:
         writer.wait_ready()
     agents = [
@@ -109,7 +110,7 @@ def test_nodes_are_killed_and_cut_off(world: GaleraWorld, report: Report) -> Non
     ]
     browsers = [
         world.spawn("browse", "browser", agents=["one", "three"], pace=0.5, settings=world.at(node, **OFF))
-        for node in galera.nodes
+        for node in galera.nodes[1:]
     ]
     for child in (*agents, *browsers):
         child.wait_ready()
@@ -343,8 +344,21 @@ def test_a_node_that_lags_for_long(galera: Galera, stores: list[MySqlStore]) -> 
             with pytest.raises(StoreUnavailable, match=r"1205.*lags"):
                 stores[1].bound_wal(NAMESPACE)
     finally:
-        node.run("SET GLOBAL wsrep_provider_options = 'repl.causal_read_timeout=PT30S'")
+        node.run("SET GLOBAL wsrep_provider_options = 'repl.causal_read_timeout=PT10S'")
     assert stores[1].bound_wal(NAMESPACE) == "log"
+
+
+def test_a_session_asks_for_no_less_than_the_operator(galera: Galera, database: str) -> None:
+    """What a node waits for already stays, and answers from before are never taken."""
+    node = galera.nodes[1]
+    node.run("SET GLOBAL wsrep_sync_wait = 6, GLOBAL wsrep_dirty_reads = ON")
+    store = MySqlStore(node.address(database))
+    try:
+        with store.reading() as session:
+            assert session.rows("SELECT @@wsrep_sync_wait, @@wsrep_dirty_reads") == [(7, 0)]
+    finally:
+        store.close()
+        node.run("SET GLOBAL wsrep_sync_wait = 0, GLOBAL wsrep_dirty_reads = OFF")
 
 
 # ---- first use at several nodes at once

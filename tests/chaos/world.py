@@ -134,6 +134,8 @@ class World:
         self.folder.mkdir()
         self.children: list[Child] = []
         self.runs = 0
+        self.bugs = {BUG, -signal.SIGSEGV, -signal.SIGABRT}
+        """Exit codes that no child may have."""
 
     def options(self, name: str = "child", **given: Any) -> Options:
         """Options of a child in this world; ``settings`` are added to the usual ones."""
@@ -199,9 +201,7 @@ class World:
 
     def check_exits(self) -> None:
         """Children that are gone were killed or ended in order; none met an error that is not Skialith's own."""
-        bugs = [
-            child.tail() for child in self.children if child.process.poll() in (BUG, -signal.SIGSEGV, -signal.SIGABRT)
-        ]
+        bugs = [child.tail() for child in self.children if child.process.poll() in self.bugs]
         assert not bugs, bugs[0]
 
     def __enter__(self) -> Self:

@@ -13,8 +13,10 @@ import pytest
 
 from skialith import AgentFenced, ConfigurationError, RecordsLost, SkialithAgent
 from skialith.config import load
-from skialith.doctor import Finding, examine
+from skialith.doctor import examine
 from skialith.errors import SkialithError
+from skialith.findings import Finding
+from skialith.wal import client
 from tests.fixtures.command import Said, skialith
 from tests.fixtures.nats import NatsServer, wait_until
 
@@ -67,7 +69,8 @@ class Place:
 
 
 @pytest.fixture
-def place(nats_server: NatsServer, tmp_path: Path) -> Iterator[Place]:
+def place(nats_server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(client, "WRITER_IN_HAND_SECONDS", 0.2)  # these writers have nothing in their hands
     with ExitStack() as stack:
         yield Place(nats_server, tmp_path, stack)
 

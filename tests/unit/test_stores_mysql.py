@@ -216,7 +216,8 @@ def test_pages_and_last_checkpoint_use_the_index(store: MySqlStore) -> None:
     with store.reading() as session:
         for sql, args in queries:
             if "ORDER BY" in sql:
-                plan = session.rows(f"EXPLAIN {sql}", args)[0]
+                plans = [plan for plan in session.rows(f"EXPLAIN {sql}", args) if not plan[2].startswith("<derived")]
+                plan = plans[0]
                 kind, key, extra = plan[3], plan[5], plan[-1]
                 assert kind in ("range", "ref"), (sql, plan)
                 assert key == "by_agent" or (key == "by_position" and "FROM dead_letters" in sql), (sql, plan)
