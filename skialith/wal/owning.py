@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skialith.wal")
 
+SPARE_PLANS = 100
+"""Leases that are not held any more, beyond as many as are, which may be kept in mind until they would have been due."""
+
 
 class Owning:
     """Puts leases into the lanes of a log and takes them out, each with the lane's turn held.
@@ -114,6 +117,7 @@ class Owning:
             if lease is not None and lease.users <= 0:
                 lane.lease = None
                 self.count -= not isinstance(agent_id, Owner)
+                self._tidy()
                 await self._leases.release(lease)
 
     # ---- keeping
@@ -121,6 +125,17 @@ class Owning:
     def _plan(self, lease: Lease) -> None:
         """Look at the lease again when it is due: what is not due costs nothing, however many there are."""
         heapq.heappush(self._calendar, (self._leases.due_at(lease), next(self._numbers), lease))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Let go of leases that were lost or given up, if most are, and not only when they would have been due."""
+        if len(self._calendar) > 2 * self.count + SPARE_PLANS:
+            self._calendar = [each for each in self._calendar if self._is_held(each[2])]
+            heapq.heapify(self._calendar)
+
+    def _is_held(self, lease: Lease) -> bool:
+        lane = self._log.lanes.get(lease.agent_id)
+        return lane is not None and lane.lease is lease and lease.lost is None
 
     def keep(self, timeout: float) -> None:
         """Begin to renew every lease of which a third has passed, and to give up what nobody uses any more and could not be
@@ -131,8 +146,7 @@ class Owning:
         now = time.monotonic()
         while self._calendar and self._calendar[0][0] <= now:
             lease = heapq.heappop(self._calendar)[2]
-            lane = self._log.lanes.get(lease.agent_id)
-            if lane is None or lane.lease is not lease or lease.lost is not None:
+            if not self._is_held(lease):
                 continue
             if self._leases.due(lease):
                 self._due.append(lease)

@@ -55,7 +55,7 @@ def cast(pace: float, steps: int) -> dict[str, dict[str, Any]]:
         "victim-writer": {"agents": []},
         "owner": {"agents": ["one", "two"], **all_kinds, "settings": OFF},
         "own-writer": {"agents": ["three"], **all_kinds},
-        "loose": {"agents": ["loose"], "fenced": "never", "own_ids": True, "pace": pace, "settings": OFF},
+        "loose": {"agents": ["loose"], "claim": False, "own_ids": True, "pace": pace, "settings": OFF},
         "awaited": {
             "role": "await",
             "agents": ["awaited-1", "awaited-2"],

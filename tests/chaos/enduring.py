@@ -91,10 +91,9 @@ def _work(options: Options, notebook: Notebook, over: threading.Event, open_agen
         workers = []
         for agent_id in options.agents:
             agent = stack.enter_context(open_agent(agent_id, options, over, notebook))
-            owned = options.fenced != "never"
-            # Only an agent's thread 0 makes checkpoints.
-            mine = [Worker(agent, notebook, options, n + (not owned), over) for n in range(options.threads)]
-            if owned:
+            # Only an agent's thread 0 makes checkpoints, of which a late copy could become current where nobody owns it.
+            mine = [Worker(agent, notebook, options, n + (not options.claim), over) for n in range(options.threads)]
+            if options.claim:
                 mine[0].resume_until_answered()
             for worker in mine:
                 worker.step = mine[0].step

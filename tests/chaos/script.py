@@ -39,7 +39,7 @@ class Options:
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
     ``claim``: whether agents are owned before they write.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
-    ``"stop"`` or ``"resume"``; ``"never"``: without a resume, so without checkpoints. ``ending``: ``"close"``,
+    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``,
     ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``: points of :mod:`faults` and at which passage to die or
     to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see ``faults.limit``. ``meek``: permissions of files
     count, though it is root. ``flush``: also where another process writes. ``poison``: a place and a doing of :mod:`poisoned`.

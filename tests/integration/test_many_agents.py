@@ -10,6 +10,7 @@ from skialith import runtime
 from skialith.wal import log
 from skialith.wal.client import Wal
 from skialith.wal.lease import Lease, Leases
+from skialith.wal.owning import SPARE_PLANS
 from tests.fixtures.agents import OpenAgent
 from tests.fixtures.nats import wait_until
 from tests.fixtures.wal import OpenWal, append, event, new_namespace, soon
@@ -103,6 +104,20 @@ def test_a_lease_that_is_not_due_is_not_looked_at(
 
     wal.call(keep, 10.0)
     assert looked_at == []
+
+
+def test_leases_that_were_lost_or_given_up_are_let_go(open_wal: OpenWal, nats_url: str) -> None:
+    """At once, and not only when they would have been due, which is twenty minutes later."""
+    wal = open_wal(nats_url, namespace=new_namespace())
+    for _ in range(2 * SPARE_PLANS):
+        wal.claim("again", soon())
+        wal.release("again")
+    assert len(wal.log.owning._calendar) <= SPARE_PLANS + 1
+    claim_many(wal, [f"a{n}" for n in range(2 * SPARE_PLANS)])
+    assert len(wal.log.owning._calendar) <= 3 * SPARE_PLANS + 1
+    for n in range(2 * SPARE_PLANS):
+        wal.release(f"a{n}")
+    assert len(wal.log.owning._calendar) <= SPARE_PLANS + 1
 
 
 def test_agents_that_are_owned_do_not_count_as_idle(
