@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from skialith import SkialithAgent
-from tests.fixtures.command import SECONDS, environment
+from tests.fixtures.command import environment
 
 from . import outside
 from .conftest import Report
@@ -24,6 +24,8 @@ from .world import World
 
 pytestmark = pytest.mark.chaos
 LETTERS = 1000
+SECONDS = 150.0
+"""How long one step may take on a busy machine."""
 PAGE = 100
 
 
