@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 SKIALITH_CHAOS_ROUNDS ?= 20
+SKIALITH_CHAOS_SECONDS ?= 3600
 # The tests wait more than they compute, and each process has servers of its own.
 TEST_PROCESSES ?= 3
 
@@ -13,7 +14,7 @@ COMPILED := skialith._fastpath skialith._rows skialith.wal._link skialith.wal._p
 SOURCES := pyproject.toml setup.py $(wildcard skialith/*.p[yx][xd] skialith/wal/*.p[yx][xd]) scripts/setup.sh
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-store store-url lint chaos asan bench clean
+.PHONY: help demo test test-store store-url lint chaos chaos-long asan bench clean
 
 help:  ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +45,9 @@ lint: .venv/.ready-dev  ## check style, types, import directions and the compile
 
 chaos: .venv/.ready-dev asan  ## run the chaos tests SKIALITH_CHAOS_ROUNDS times (default 20); each prints its SKIALITH_CHAOS_SEED
 	@SKIALITH_CHAOS_ROUNDS=$(SKIALITH_CHAOS_ROUNDS) $(PYTEST) -m chaos -rA --timeout 3600
+
+chaos-long: .venv/.ready-dev  ## one hour (SKIALITH_CHAOS_SECONDS) of mixed load with a fault every two seconds, judged once a minute
+	@SKIALITH_CHAOS_SECONDS=$(SKIALITH_CHAOS_SECONDS) $(PYTEST) tests/chaos/test_endurance.py -s
 
 bench: .venv/.ready-bench  ## measure everything beside its floor or ceiling: tables, JSON and a chart (SKIALITH_BENCH_SCALE=0.2 for a short look)
 	@mkdir -p .benchmarks

@@ -54,6 +54,10 @@ check_mariadb() {
     command -v pkg-config >/dev/null || need pkg-config
     pkg-config --exists libmariadb 2>/dev/null || pkg-config --exists mysqlclient 2>/dev/null || need libmariadb-dev
     PATH=$PATH:/usr/sbin command -v mariadbd >/dev/null || need mariadb-server
+    # For the tests of a cluster; mariadb-server brings all of it.
+    [[ -e /usr/lib/galera/libgalera_smm.so ]] || need galera-4
+    command -v rsync >/dev/null || need rsync
+    command -v ss >/dev/null || need iproute2
 }
 
 check_curl() {

@@ -44,6 +44,7 @@ class SkialithAgent(BaseAgent):
 
     def _open(self) -> None:
         self._runtime = runtime.acquire(self._config)
+        self._config = self._runtime.config  # equal; a process with many agents keeps one
         self._runtime.note_agent(self._agent_id)
         self._opened = True
 

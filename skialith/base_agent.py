@@ -30,6 +30,7 @@ class BaseAgent:
         self._agent_id = check_id("agent_id", agent_id)
         self._config = config
         self._step = 0
+        self._made_us = 0
         self._closed = False
         self._steps = Steps(config.namespace, agent_id, functools.partial(self._packing, limit=config.max_record_bytes))
 
@@ -128,12 +129,17 @@ class BaseAgent:
 
     def _checkpoint(self, step: int, data: Any) -> Record:
         step = checked_step("step", step)
-        return checkpoint_record(self._config.namespace, self._agent_id, step, self._pack(data, "data"))
+        record = checkpoint_record(self._config.namespace, self._agent_id, step, self._pack(data, "data"))
+        # Behind the one that this owner knows, whatever became of the clock: see records.supersedes.
+        record = record._replace(created_us=max(record.created_us, self._made_us + 1))
+        self._made_us = record.created_us
+        return record
 
     def _state(self, found: Found) -> AgentState:
         record, source, database_ok = found
         if record is None:
             return AgentState(self._agent_id, 0, {}, True, "none", database_ok)
+        self._made_us = max(self._made_us, record.created_us)
         return AgentState(self._agent_id, record.step_index, _payload(record), False, source, database_ok)
 
     def _deadline(self) -> float:

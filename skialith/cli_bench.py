@@ -23,9 +23,10 @@ from .cli_read import DURABILITY, Json
 from .cli_settings import agent_of, takes_settings
 from .cli_show import console, emit, say, show, table
 from .cli_sql import sqlite_file
-from .config import Config, redact
+from .config import Config
 from .runtime import acquire
 from .stores.mysql import MySqlStore
+from .urls import redact
 
 _ROUNDS = 3
 _BLOCK = 50

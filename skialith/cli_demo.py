@@ -22,11 +22,12 @@ from .cli_read import DURABILITY
 from .cli_settings import agent_of, takes_settings
 from .cli_show import facts, say, show, table
 from .cli_sql import open_query
-from .config import Config, redact
+from .config import Config
 from .demo_agent import MID_CALL, PLAN, UNCHECKPOINTED, Orders
 from .demo_evidence import Evidence, Plan, Rows, Verdict, judge, read_calls, read_rows
 from .errors import SkialithError
 from .runtime import acquire
+from .urls import redact
 from .wal.status import WalStatus
 
 _SAMPLES = 1000

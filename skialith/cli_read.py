@@ -215,7 +215,7 @@ def agents(
     more = wanted is not None and len(found) > wanted
     found = found[:wanted]
     if as_json:
-        emit([_agent_document(agent) for agent in found])
+        emit([agent.document() for agent in found])
     elif found:
         rows = table("AGENT", "EVENTS", "CHECKPOINTS", "STEP", "LAST RECORD", right=("EVENTS", "CHECKPOINTS", "STEP"))
         for agent in found:
@@ -237,16 +237,6 @@ def _agents(engine: Runtime, after: str) -> Iterator[AgentSummary]:
         if len(page) < _PAGE_AGENTS:
             return
         after = page[-1].agent_id
-
-
-def _agent_document(agent: AgentSummary) -> dict[str, Any]:
-    return {
-        "agent_id": agent.agent_id,
-        "events": agent.events,
-        "checkpoints": agent.checkpoints,
-        "step_index": agent.step_index,
-        "last_at": iso(agent.last_us),
-    }
 
 
 # ---- history and state

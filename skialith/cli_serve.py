@@ -19,9 +19,10 @@ from rich.table import Table
 
 from .cli_settings import takes_settings
 from .cli_show import console, facts, plural, printable, say, size, span
-from .config import Config, load, redact
+from .config import Config, load
 from .errors import ConfigurationError, WalError
 from .runtime import Runtime, acquire
+from .urls import redact
 from .wal.status import WalStatus
 
 log = logging.getLogger("skialith.cli")

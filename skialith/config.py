@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
+from . import urls
 from .errors import ConfigurationError, InvalidArgument
 
 # ---- identifiers
@@ -57,8 +58,10 @@ APPEND_BATCH_BYTES = 4 * 1024 * 1024
 """Bytes of one agent that go to the server as one atomic batch."""
 APPEND_WINDOW_RECORDS = 1000
 """Records of one agent that are in flight together on a log without replicas."""
+FLUSH_AGENTS = 100_000
+"""Agents and graphs' threads, the last that a process used, whose dead letters a flush counts."""
 IDLE_LANES = 10_000
-"""Agents that a process remembers without owning them."""
+"""Agents that a process remembers without owning them; when there are more, the oldest are forgotten, and a tenth of this."""
 AWAITED_THREADS = 8
 """Threads on which a process reads the database, opens and closes for agents whose verbs are awaited."""
 AWAITED_INLINE_BYTES = 256 * 1024
@@ -125,6 +128,8 @@ STEP_MEMORY_BYTES = 32 * 1024 * 1024
 # ---- leases
 LEASE_SECONDS = 3600.0
 """Life of a lease; the runtime renews it at a third of this."""
+LEASES_AT_ONCE = 64
+"""Leases of one process that are renewed, or given up at its end, at the same time."""
 
 # ---- writer
 WRITER_BATCH_ROWS = 512
@@ -156,6 +161,18 @@ WRITER_ASIDE_RECORDS = 10_000
 """Records given back alone that one writer remembers, to try them alone when they return."""
 WRITER_BODY_READS = 3
 """A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
+CLOCK_STEP_CHECKPOINTS = 10_000
+"""How many checkpoints of an agent the clock of the log's server may be set back over without ``resume()`` going back with it."""
+WRITER_SUSPECT_DELIVERIES = 3
+"""From this delivery on a record is first stored by a process of its own: a writer may have died of it."""
+WRITER_DEATHS = 3
+"""So many processes of its own must die of a record, one after the other, before it is given up."""
+WRITER_APART_SECONDS = 60.0
+"""How long the process of its own may give no sign of life, or take to start."""
+WRITER_APART_LONGEST_SECONDS = 600.0
+"""How long it may take for one record."""
+WRITER_MEMORY_TRIES = 3
+"""A record for which alone there is not memory enough is given back and tried so many times before it is given up."""
 WRITER_WARN_SECONDS = 30.0
 """A failure that goes on is logged at once and then at most this often, with counts."""
 BACKOFF_FIRST_SECONDS = 0.1
@@ -175,8 +192,11 @@ DATABASE_TRUST_SECONDS = 1.0
 DATABASE_STATEMENT_SECONDS = 30
 """Read and write timeout of the database driver."""
 DATABASE_LOCK_SECONDS = 10
-"""How long a statement waits for another transaction's row lock; less than ``DATABASE_STATEMENT_SECONDS``, so that the
-database and not the driver ends the wait."""
+"""How long a statement waits for another transaction's lock on a row or a table (backup, ALTER); less than
+``DATABASE_STATEMENT_SECONDS``, so that the database and not the driver ends the wait: what a driver gives up goes on waiting in
+the server, one connection more at every try."""
+DATABASE_IDLE_SECONDS = 30
+"""After this a server ends a transaction whose client has gone silent, and gives its row locks to others."""
 DATABASE_CONNECTIONS = 8
 """Connections one store holds at most; further callers wait for one to be returned."""
 DATABASE_CHECKOUT_SECONDS = 30.0
@@ -194,6 +214,10 @@ DATABASE_MIGRATION_SECONDS = 600
 """Longest statement of a schema migration."""
 DATABASE_MIGRATION_LOCK_SECONDS = 60
 """How long a process waits for another one's schema migration."""
+DATABASE_MIGRATION_TRIES = 10
+"""How often a migration is begun in a cluster where another node's process may be making the same changes."""
+DATABASE_MIGRATION_PAUSE_SECONDS = 0.5
+"""Longest pause between two of these tries."""
 SQLITE_WAL_BYTES = 64 * 1024 * 1024
 """Size to which SQLite cuts its own write-ahead file after a checkpoint."""
 SQLITE_BUSY_SECONDS = 5.0
@@ -364,7 +388,9 @@ def _checked(values: dict[str, Any]) -> Config:
         raise ConfigurationError(f"max_record_bytes {config.max_record_bytes}: use at most {LARGEST_RECORD_BYTES}")
     if config.max_record_bytes < 1 or (config.wal_bytes is not None and config.wal_bytes < 1):
         raise ConfigurationError("max_record_bytes and wal_bytes must be positive")
-    _check_urls(config)
+    for name in ("nats_url", "nats_system_url"):
+        urls.check_nats(name, getattr(config, name))
+    urls.check_database(config.database_url)
     return config
 
 
@@ -378,43 +404,6 @@ def _number(name: str, value: Any, kind: type[float | int]) -> float | int:
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ConfigurationError(f"{name} {value!r}: use one of {', '.join(map(repr, allowed))}")
-
-
-def _check_urls(config: Config) -> None:
-    for name in ("nats_url", "nats_system_url"):
-        for url in (getattr(config, name) or "").split(",") if getattr(config, name) else ():
-            if _scheme(name, url) not in ("nats", "tls"):
-                raise ConfigurationError(
-                    f"{name} {redact(url)!r} is not supported: use nats://host:4222 or tls://host:4222 "
-                    "(several separated by commas), or leave it out" + " for the embedded server" * (name == "nats_url")
-                )
-    if config.database_url is not None and _scheme("database_url", config.database_url) not in ("mysql", "sqlite"):
-        raise ConfigurationError(
-            f"database_url {redact(config.database_url)!r} is not supported: "
-            "use mysql://user:password@host:3306/database or sqlite:///path/to/file.db"
-        )
-
-
-def _scheme(name: str, url: str) -> str:
-    try:
-        parts = urlsplit(url.strip())
-        if parts.scheme in ("nats", "tls") and (parts.hostname is None or parts.port == 0):
-            raise ValueError("it names no host")
-    except ValueError:
-        raise ConfigurationError(
-            f"{name} {redact(url)!r} cannot be parsed: in user and password write / as %2F, # as %23, ? as %3F, @ as %40"
-        ) from None
-    return parts.scheme
-
-
-def redact(url: str) -> str:
-    """The URL with its password (or NATS token) replaced by ``***``, for messages and logs, however malformed it is."""
-    scheme, separator, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    if not at:
-        return url
-    user, colon, _ = credentials.partition(":")
-    return f"{scheme}{separator}{user}:***@{host}" if colon else f"{scheme}{separator}***@{host}"
 
 
 def check_id(argument: str, value: object) -> str:

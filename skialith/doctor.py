@@ -7,54 +7,33 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from .cli_settings import NothingHere, check_something_here
-from .cli_show import group_line, plural, printable, size, span, when
-from .cli_sql import sqlite_file
-from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config, redact
+from .cli_show import group_line, plural, printable, size, span
+from .config import LOCAL_WAL_MIN_BYTES, STREAM_FULL_SHARE, Config
+from .doctor_database import examine_database
 from .errors import SkialithError, WalError, WalUnavailable
-from .losses import Loss, losses
+from .findings import CLOCK_WARN_SECONDS, Finding
 from .records import Position
-from .stores import open_store
-from .stores.base import Store
+from .urls import redact
 from .wal.api import time_ns
 from .wal.client import Wal
-from .wal.continuity import shown
 from .wal.group import Group
 from .wal.local import LocalServer, find_binary, inspect
 from .wal.power import Power
 from .wal.status import WalStatus
 
-Level = Literal["ok", "warn", "fail"]
-
 _LAG_WARN_SECONDS = 60.0
-_CLOCK_WARN_SECONDS = 2.0
 _STREAM_WARN_SHARE = 0.75
 _DISK_WARN_BYTES = 1024 * 1024 * 1024
 _NO_MAJORITY = (
     "start the nodes that are down: a majority must run and reach each other. Nothing that was acknowledged is lost by this, "
     "and calls are retried until their timeout"
 )
-
-
-_WHAT_IS_LOST = (
-    "each of these is a record that is lost, or a lease or a part of a large record, which have no rows. What was acknowledged\n"
-    "in that time behind the last row of before shows nowhere here: processes that live on name theirs in their logs and by\n"
-    "`RecordsLost` of their next flush(). Save again what is missing, the same event ids are safe: docs/PRODUCTION.md"
-)
-
-
-class Finding(NamedTuple):
-    """One line of the doctor. ``fix``: what to do, empty when nothing is wrong."""
-
-    check: str
-    level: Level
-    detail: str
-    fix: str = ""
 
 
 def examine(config: Config) -> Iterator[Finding]:
@@ -77,7 +56,7 @@ def examine(config: Config) -> Iterator[Finding]:
     try:
         yield from log.connect()
         yield from log.power()
-        yield from _database(config, log)
+        yield from examine_database(config, log.wal_id, log.goes_on)
         yield from log.condition()
     finally:
         log.close()
@@ -279,12 +258,13 @@ class _Log:
             return Finding("clock", "ok", "the server does not tell its time")
         server = time_ns(info["ts"]) / 1e9
         apart = max(0.0, began - server, server - ended)
-        if apart > _CLOCK_WARN_SECONDS:
+        if apart > CLOCK_WARN_SECONDS:
             return Finding(
                 "clock",
                 "warn",
                 f"this clock and the server's are {span(apart)} apart",
-                "set both by NTP: times of events and lags shown are off by that; order and durability are not",
+                "set both by NTP, in small steps: times of events and lags shown are off by that; durability is not, and order "
+                "only when the server's clock is set back (docs/PRODUCTION.md)",
             )
         return Finding("clock", "ok", f"within {span(max(apart, ended - began, 0.1))} of the server's")
 
@@ -332,102 +312,13 @@ def _lag(name: str, records: int, seconds: float, pulls: int) -> Finding:
     text = f"{plural(records, 'record')} behind, the oldest by {span(seconds)}" if records else "up to date"
     if records and not pulls:
         return Finding(
-            name, "warn", f"{text}; no writer is running", "start `skialith writer`, or an agent with writer on"
+            name,
+            "warn",
+            f"{text}; no writer asks for them",
+            "start `skialith writer`, or an agent with writer on; those that run wait for their database",
         )
     if seconds > _LAG_WARN_SECONDS:
         return Finding(
             name, "warn", text, "the writer does not keep up or cannot store: look at its log lines and the database"
         )
     return Finding(name, "ok", text)
-
-
-# ---- the database
-
-
-def _database(config: Config, log: _Log) -> Iterator[Finding]:
-    """Reachable, migrated, bound to this log, writable."""
-    if (file := sqlite_file(config)) is not None and not file.exists():
-        detail = f"{file} is not there yet; the first writer makes it"
-        yield Finding("database", "warn", detail, "start `skialith writer`, or an agent with writer on")
-        return
-    try:
-        store = open_store(config.store_url, power=config.durability == "power")
-    except SkialithError as error:
-        yield Finding("database", "fail", str(error), "correct SKIALITH_DATABASE_URL")
-        return
-    try:
-        yield from _store(config, store, log)
-    finally:
-        store.close()
-
-
-def _store(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
-    if (error := _failing(store.ping)) is not None:
-        fix = "start it or correct SKIALITH_DATABASE_URL; until then records are safe in the log"
-        yield Finding("database", "fail", f"{printable(store.url)} does not answer: {error}", fix)
-        return
-    yield Finding("database", "ok", printable(store.url))
-    if (error := _failing(partial(store.counts, config.namespace))) is not None:
-        fix = "run `skialith migrate` (the first writer does it too)"
-        yield Finding("tables", "warn", f"the tables cannot be read: {error}", fix)
-        return
-    if (error := _failing(store.probe)) is not None:
-        fix = "records wait in the log until this is mended"
-        yield Finding("tables", "fail", f"the database takes no rows: {error}", fix)
-        return
-    counts = store.counts(config.namespace)
-    yield Finding("tables", "ok", f"migrated and writable; {plural(counts.events, 'event')} in this namespace")
-    bound = store.bound_wal(config.namespace)
-    yield _binding(config, bound, log.wal_id)
-    if bound is not None and bound == log.wal_id:
-        yield from _losses(config, store, log)
-    if counts.dead_letters:
-        fix = "`skialith dead-letters list` shows them; replay or discard them"
-        yield Finding("dead letters", "warn", f"{counts.dead_letters:,} in the table", fix)
-
-
-def _binding(config: Config, bound: str | None, wal_id: str | None) -> Finding:
-    """A database remembers which log feeds a namespace, and refuses another one."""
-    if bound is None:
-        return Finding("binding", "ok", f"no log feeds the namespace {config.namespace} yet; the first writer's will")
-    if wal_id is None or bound == wal_id:
-        return Finding("binding", "ok", f"fed by {bound}")
-    return Finding(
-        "binding",
-        "fail",
-        f"the namespace {config.namespace} is fed by {bound}, and this log is {wal_id}: nothing is stored",
-        "use the server or directory of before, or another namespace; if the old log is gone for good: "
-        "`skialith migrate --adopt-wal` (what the old one held that was not stored is lost; the processes that wrote it name it)",
-    )
-
-
-def _losses(config: Config, store: Store, log: _Log) -> Iterator[Finding]:
-    """Whether the log came back older, once or now, and what that lost."""
-    try:
-        found = list(losses(store, config.namespace, log.goes_on))
-    except SkialithError as error:
-        yield Finding("losses", "warn", f"whether the log ever went back cannot be told: {error}", "try again")
-        return
-    if not found:
-        yield Finding("losses", "ok", "no record is known to be lost: the log goes on where the database's rows end")
-    for loss in found:
-        yield Finding("losses", "warn", _went_back(loss), _WHAT_IS_LOST)
-
-
-def _went_back(loss: Loss) -> str:
-    missing = sum(run[2] for run in loss.missing)
-    between = (
-        f"{plural(missing, 'sequence')} between have no row: {shown(loss.missing)}{'' if loss.whole else ', and more'}"
-    )
-    return (
-        f"between {when(loss.before.time_ns // 1000)} and {when(loss.after.time_ns // 1000)} the log went back from sequence "
-        f"{loss.before.seq} or later to {loss.after.seq - 1} or before: {between if missing else 'all between have their rows'}"
-    )
-
-
-def _failing(call: Callable[[], object]) -> SkialithError | None:
-    try:
-        call()
-    except SkialithError as error:
-        return error
-    return None

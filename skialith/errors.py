@@ -6,6 +6,8 @@ Each error answers the two questions a caller has after a failure: what became o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 Outcome = Literal["not_written", "unknown", "durable"]
@@ -67,7 +69,10 @@ class InvalidPayload(InvalidArgument):
 
 
 class RecordTooLarge(InvalidArgument):
-    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes."""
+    """A record is over the limit, refused before anything was sent. ``size`` and ``limit`` in bytes.
+
+    ``outcome`` is ``"unknown"`` if it was sent to a server before that took larger ones, and got no answer there.
+    """
 
     size: int = 0
     limit: int = 0
@@ -181,6 +186,21 @@ class StoreDataError(StoreError):
     """The database refused a row because of its data. ``code`` is the driver's error code, 0 if it has none."""
 
     code: int = 0
+
+
+class RecordIncomplete(StoreError, ValueError):
+    """A bug of the caller's, which speaks against no record: it came to be stored without its body."""
+
+
+@contextmanager
+def making_rows() -> Iterator[None]:
+    """Whatever a conversion raises speaks against what is converted, and not against the database: ``StoreDataError``."""
+    try:
+        yield
+    except SkialithError:
+        raise
+    except Exception as error:
+        raise StoreDataError(f"no row can be made of it: {type(error).__name__}: {error}") from error
 
 
 class ChannelValueMissing(StoreError):

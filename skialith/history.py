@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from .config import HISTORY_PAGE_BYTES, HISTORY_PAGE_RECORDS, STEP_MEMORY_BYTES, STEP_PAGE_RECORDS
 from .errors import BodyMissing, StoreUnavailable, WalRejected
-from .records import NOWHERE, Position, Record, is_step
+from .records import NOWHERE, Position, Record, is_step, supersedes
 from .stores.base import StepEntry
 
 
@@ -17,7 +17,7 @@ class PastLog(Protocol):
     """What is read of the log."""
 
     def end(self, deadline: float) -> Position: ...
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]: ...
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]: ...
     def with_body(self, record: Record, deadline: float) -> Record: ...
     def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None: ...
     def dead_records(self, agent_id: str, kind: str, deadline: float) -> list[Record]: ...
@@ -39,6 +39,7 @@ class PastStore(Protocol):
     ) -> list[tuple[Record, bool]]: ...
     def stored(self, namespace: str, keys: Sequence[bytes]) -> set[bytes]: ...
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None: ...
+    def last_event(self, namespace: str, agent_id: str) -> Position: ...
     def steps(
         self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
     ) -> list[StepEntry]: ...
@@ -56,6 +57,9 @@ class NothingStored:
 
     def latest_checkpoint(self, *_: object, **__: object) -> Record | None:
         return None
+
+    def last_event(self, *_: object) -> Position:
+        return NOWHERE
 
     def steps(self, *_: object, **__: object) -> list[StepEntry]:
         return []
@@ -98,14 +102,33 @@ class History:
         end = self._wal.end(self._deadline())
         dead = self._wal.dead_records(self._agent_id, "event", self._deadline())
         cursor = after
+        heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
+        places = [record.position for record in heads]
+        end, ahead = self._end_of_all(max([end, *(record.position for record in dead)]), places)
+        while more and ahead:
+            # Times do not go on with the sequences, so no page of the log bounds what stands in another one.
+            some, more = self._wal.events(self._agent_id, after, self._deadline(), heads[-1].position.seq + 1)
+            heads += some
+            end = max([end, *(record.position for record in some)])
         while True:
-            heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
             upper = min(heads[-1].position, end) if more else end
             buried = [record for record in dead if cursor < record.position <= upper]
             yield from self._between(cursor, upper, heads, buried, at_once)
             if upper >= end:
                 return
             cursor = upper
+            heads, more = self._wal.events(self._agent_id, cursor, self._deadline())
+
+    def _end_of_all(self, end: Position, places: list[Position]) -> tuple[Position, bool]:
+        """The end of what there is in the log (``places`` of its first page) and the database, and whether the clock of the log's
+        server was set back: then something stands in its future.
+
+        What is merely stored since ``end`` was asked for may have something before it that is not, so it is no end.
+        """
+        last = self._store().last_event(self._namespace, self._agent_id)
+        ahead = last > end and last.time_ns > self._wal.end(self._deadline()).time_ns
+        furthest = max([end, *places, *([last] if ahead else [])])
+        return furthest, ahead or furthest > end or places != sorted(places)
 
     def _between(
         self,
@@ -361,7 +384,7 @@ def newest_of(agent_id: str, found: Record | None, row: Record | StoreUnavailabl
 
 
 def _newer(one: Record | None, other: Record) -> Record:
-    if one is None or one.position < other.position or one.key == other.key:
+    if one is None or one.key == other.key or supersedes(other, one):
         return other
     return one
 

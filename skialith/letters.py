@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from . import trace_json
 from .errors import ConfigurationError, InvalidArgument, SkialithError, StoreUnavailable
-from .records import DeadLetter, Kind, iso
+from .records import DeadLetter, Kind, Record, decode_record, iso
 from .runtime import Runtime
 from .stores.base import LetterPlace
 from .writer.sinks import trace_of
@@ -117,17 +117,23 @@ def replay(engine: Runtime, found: Found) -> None:
     """
     letter = found.letter
     is_trace = letter.sink == "trace_ingest"
-    if letter.record is None:
-        raise InvalidArgument("the message does not decode as a record, so there is nothing to store; discard it")
-    if letter.record.body is None and not is_trace:
+    record = letter.record or _decoded(letter)
+    if record.body is None and not is_trace:
         raise InvalidArgument("the body of the record is lost, so there is nothing to store; discard it")
     if found.place == "stream":
         _check_binding(engine)
-    engine.store.replay_dead_letter(
-        letter, None if is_trace else letter.record, trace_of(letter.record) if is_trace else None
-    )
+    engine.store.replay_dead_letter(letter, None if is_trace else record, trace_of(record) if is_trace else None)
     if found.place == "stream":
         _remove_from_stream(engine, letter)
+
+
+def _decoded(letter: DeadLetter) -> Record:
+    """The record in a message that could not be decoded when it was given up; a later version may be able to."""
+    try:
+        return decode_record(letter.namespace, letter.raw, letter.position)
+    except ValueError as error:
+        text = f"the message does not decode as a record ({error}), so there is nothing to store; discard it"
+        raise InvalidArgument(text) from error
 
 
 def _check_binding(engine: Runtime) -> None:

@@ -106,6 +106,18 @@ class Manifest(NamedTuple):
     digest: bytes
 
 
+def supersedes(one: Record, other: Record) -> bool:
+    """Whether the checkpoint ``one`` came behind ``other``, of the same agent: by position, as long as that says one thing.
+
+    If the later one has the lower sequence, either the server's clock was set back or a power loss took the end of the log. Then
+    the caller's clock decides, which an owner never lets go back (``BaseAgent._checkpoint``).
+    """
+    here, there = one.position, other.position
+    if here.seq != there.seq and (here.time_ns < there.time_ns) == (here.seq > there.seq):
+        return (one.created_us, here) > (other.created_us, there)
+    return here > there
+
+
 def decode_record(namespace: str, data: bytes, position: Position) -> Record:
     """A message's data as a record at its position, without the body of a large one.
 

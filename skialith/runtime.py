@@ -10,9 +10,11 @@ import sys
 import threading
 import time
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Callable
 
-from .config import CLOSE_SECONDS, TRIM_SECONDS, Config
+from . import _fastpath
+from .config import CLOSE_SECONDS, FLUSH_AGENTS, TRIM_SECONDS, Config
 from .errors import (
     Closed,
     ConfigurationError,
@@ -35,8 +37,10 @@ from .wal.client import Wal
 from .wal.continuity import Run, Setback, shown, without
 from .wal.local import LocalServer
 from .wal.stream import TRACE_INGEST, WRITER
-from .writer.drain import Drain, DrainStatus
+from .writer.apart import Apart
+from .writer.drain import Drain
 from .writer.sinks import BoundSource, EventSink, TraceSink
+from .writer.status import DrainStatus
 
 log = logging.getLogger("skialith")
 
@@ -132,7 +136,7 @@ class Runtime:
         self._trimmer = _Trimmer(self._trim)
         self._since = NOWHERE
         self._bound = False
-        self._agents: set[str] = set()
+        self._used = _Lately()
 
     def start(self, create: bool = True) -> None:
         deadline = time.monotonic() + self.config.timeout
@@ -170,6 +174,9 @@ class Runtime:
                 self.config.namespace,
                 on_progress=self._trimmer.note,
                 before_first=binder.bind,
+                apart=Apart(
+                    [sink.name, self.config.namespace, self.config.store_url, self.config.durability == "power"]
+                ),
             )
             self._drains.append(drain)
         self._prepare_store(binder)
@@ -200,11 +207,11 @@ class Runtime:
             raise Closed("the agent was used after close(); nothing was sent. Open a new SkialithAgent")
 
     def note_agent(self, agent_id: str) -> None:
-        self._agents.add(agent_id)
+        self._used.note(agent_id)
 
     def note_thread(self, thread_name: str) -> None:
         """A graph's thread is used: its dead letters count at a flush, and the log is watched for a writer that stands still."""
-        self._agents.add(thread_name)
+        self._used.note(thread_name)
         self.wal.watch_writer()
 
     def newest_checkpoint(self, agent_id: str, deadline: float) -> Found:
@@ -238,8 +245,11 @@ class Runtime:
         """
         if not self._bound:
             bound = self.store.bound_wal(self.config.namespace)
-            if bound is None and not self.wal.anything_stored(self.config.timeout):
-                return NothingStored()
+            if bound is None:
+                if not self.wal.anything_stored(self.config.timeout):
+                    return NothingStored()
+                # The first writer may have come in between; it bound the database before it stored anything.
+                bound = self.store.bound_wal(self.config.namespace)
             if bound != self.wal.stream.wal_id:
                 raise ConfigurationError(
                     f"the database {self.store.url} does not hold what was moved out of the log {self.wal.stream.wal_id!r}: "
@@ -285,16 +295,19 @@ class Runtime:
 
     def count_dead(self) -> int:
         """How many of the records that this process appended are dead letters."""
-        deadline = time.monotonic() + self.config.timeout
-        keys: set[bytes] = set()
-        if self.wal.dead_count(deadline):
-            dead = self.wal.dead_heads(deadline)
-            keys.update(r.key for r in dead if r.agent_id in self._agents and r.position > self._since)
+        since = Position(self._since.time_ns, self._since.seq + 1)
+        letters = self.wal.dead_letters(time.monotonic() + self.config.timeout, whole=False)
+        dead = [
+            (each.subject, each.key)
+            for each in letters
+            if each.sink == WRITER and (each.position.time_ns >= since.time_ns or each.position.seq >= since.seq)
+        ]
         if not isinstance(self._reading(), NothingStored):
-            since = Position(self._since.time_ns, self._since.seq + 1)
-            found = self.store.dead_keys(self.config.namespace, WRITER, since)
-            keys.update(key for agent_id, key in found if agent_id in self._agents)
-        return len(keys)
+            dead += self.store.dead_keys(self.config.namespace, WRITER, since)
+        if not dead:
+            return 0
+        tokens = self._used.tokens()  # by subject, which tells the agent of what does not decode too
+        return len({key for subject, key in dead if subject.rpartition(".")[2] in tokens})
 
     def drain_status(self) -> list[DrainStatus]:
         return [drain.status() for drain in self._drains]
@@ -344,6 +357,27 @@ class Runtime:
             log.warning("closing: %s", error)
             return False
         return True
+
+
+class _Lately:
+    """The agents and graphs' threads that were used last; a process may see ever new ones for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[str, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def note(self, name: str) -> None:
+        with self._lock:
+            self._names[name] = None
+            self._names.move_to_end(name)
+            if len(self._names) > FLUSH_AGENTS:
+                self._names.popitem(last=False)
+
+    def tokens(self) -> set[str]:
+        """Their last tokens in subjects."""
+        with self._lock:
+            names = list(self._names)
+        return {_fastpath.subject_token(name) for name in names}
 
 
 class _Binder:

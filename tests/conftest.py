@@ -14,6 +14,7 @@ import pytest
 from .fixtures import chaos_summary
 from .fixtures.agents import database_url, open_agent, settings
 from .fixtures.celery_plugin import broker, redis_server, start_worker
+from .fixtures.chaos_summary import report
 from .fixtures.graphs import open_saver, saver, unstored
 from .fixtures.mariadb_plugin import mariadb_server, mariadb_url
 from .fixtures.nats_plugin import nats_server, nats_url
@@ -33,6 +34,7 @@ __all__ = [
     "open_wal",
     "proxy",
     "redis_server",
+    "report",
     "saver",
     "settings",
     "sidecar_app",

@@ -11,9 +11,10 @@ import typer
 
 from ..cli_settings import takes_settings
 from ..cli_show import plural, say
-from ..config import Config, redact
+from ..config import Config
 from ..errors import ConfigurationError
 from ..stores import open_store
+from ..urls import redact
 from .config import BODY_BYTES, DEFAULT_HOST, DEFAULT_PORT, LAG_RECORDS, LAG_SECONDS, LOG_FORMATS, SidecarConfig, load
 
 log = logging.getLogger("skialith.sidecar")

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from ..errors import BatchFailed
 from ..wal.status import WalStatus
 from ..wal.stream import WRITER
-from ..writer.drain import DrainStatus
+from ..writer.status import DrainStatus
 from .config import STATUS_FRESH_SECONDS, metrics_folder
 
 Appended = Literal["event", "checkpoint", "batch", "step"]

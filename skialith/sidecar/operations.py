@@ -14,7 +14,7 @@ from .. import awaiting
 from ..cli_show import size, span
 from ..errors import SkialithError
 from ..wal.status import WalStatus
-from ..writer.drain import DrainStatus
+from ..writer.status import DrainStatus
 from . import metrics
 from .config import STATUS_FRESH_SECONDS, STATUS_SECONDS
 from .engine import Engine

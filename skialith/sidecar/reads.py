@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
@@ -14,7 +14,6 @@ from ..config import HISTORY_PAGE_RECORDS, MAX_EVENT_TYPE_CHARACTERS, MAX_ID_CHA
 from ..history import Entry
 from ..records import Position, Trace, iso, step_hash, step_key
 from ..runtime import Runtime
-from ..stores.base import AgentSummary
 from . import answers, requests
 from .config import PAGE_BYTES, PAGE_DEFAULT, PAGE_SCANNED
 from .pages import After, Limit, Time, unix_ns
@@ -147,17 +146,7 @@ async def agents(
 def _agents(runtime: Runtime, after: str, prefix: str, limit: int) -> bytes:
     found = runtime.store.agents(runtime.config.namespace, after=after, prefix=prefix, limit=limit + 1)
     following = found[limit - 1].agent_id if len(found) > limit else None
-    return answers.page("agents", [answers.document(_agent(each)) for each in found[:limit]], following)
-
-
-def _agent(agent: AgentSummary) -> dict[str, Any]:
-    return {
-        "agent_id": agent.agent_id,
-        "events": agent.events,
-        "checkpoints": agent.checkpoints,
-        "step_index": agent.step_index,
-        "last_at": iso(agent.last_us),
-    }
+    return answers.page("agents", [answers.document(each.document()) for each in found[:limit]], following)
 
 
 @router.get("/traces", response_model=TracesAnswer, responses=documented(400, 401, 503), tags=["namespace"])

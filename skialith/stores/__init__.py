@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ..config import redact
 from ..errors import ConfigurationError
+from ..urls import redact
 from .base import Store
 
 __all__ = ["Store", "open_store"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from ..graphs import Put, Typed
-from ..records import NOWHERE, DeadLetter, Position, Record, Trace
+from ..records import NOWHERE, DeadLetter, Position, Record, Trace, iso
 
 
 class AgentSummary(NamedTuple):
@@ -22,6 +22,16 @@ class AgentSummary(NamedTuple):
     checkpoints: int
     step_index: int
     last_us: int
+
+    def document(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "agent_id": self.agent_id,
+            "events": self.events,
+            "checkpoints": self.checkpoints,
+            "step_index": self.step_index,
+            "last_at": iso(self.last_us),
+        }
 
 
 class Counts(NamedTuple):
@@ -132,15 +142,16 @@ class Store(Protocol):
     def ping(self) -> None:
         """Return if the database answers ``SELECT 1``."""
 
-    def probe(self, sink: str | None = None) -> None:
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None:
         """Return if a well-formed record can be inserted now; inserts one and rolls it back.
 
-        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None all three. A row that is
-        refused while this returns is bad itself.
+        ``sink``: ``"writer"`` tries an event and a checkpoint, ``"trace_ingest"`` a trace, None a row in every table. With
+        ``like`` only a harmless one of its lengths and numbers is tried, as far as Skialith allows them: a row that is refused
+        while that one is taken is bad itself. Never raises ``StoreDataError``: whoever refuses these is unavailable.
         """
 
     def latest_checkpoint(self, namespace: str, agent_id: str) -> Record | None:
-        """The checkpoint with the greatest position, dead letters included, with its whole body; None if there is none.
+        """The last checkpoint (``records.supersedes``), dead letters included, with its whole body; None if there is none.
 
         The body is None only for a dead letter whose large body was lost.
         """
@@ -161,6 +172,9 @@ class Store(Protocol):
         that is both stored and a dead letter is the stored one. ``max_bytes``: the page ends before the body that passes
         it (but holds one event at least), so then a short page is not the last one; without it, fewer than ``limit`` is.
         """
+
+    def last_event(self, namespace: str, agent_id: str) -> Position:
+        """The greatest position of an event, dead letters of the sink ``writer`` included; ``NOWHERE`` without one."""
 
     def steps(
         self, namespace: str, agent_id: str, after: Position, limit: int, *, max_bytes: int | None = None
@@ -242,7 +256,7 @@ class Store(Protocol):
         """
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``, by its time or by its sequence."""
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""

@@ -71,8 +71,9 @@ def apply(session: Session, records: Sequence[Record]) -> None:
     for record in records:
         try:
             changes.note(record)
-        except ValueError as error:
-            raise StoreDataError(f"{rows.describe(record)} cannot be read: {error}") from error
+        except Exception as error:
+            text = f"{rows.describe(record)} cannot be read: {type(error).__name__}: {error}"
+            raise StoreDataError(text) from error
     changes.forget_before(_delete_threads(session, changes))
     _put_checkpoints(session, changes)
     _put_blobs(session, changes)
@@ -86,6 +87,7 @@ def _delete_threads(session: Session, changes: Changes) -> dict[bytes, Position]
     session.insert("graph_threads", THREAD_COLUMNS, new)
     deleted = dict.fromkeys(keys, NOWHERE)
     for some, marks in _some(keys):
+        session.hold("graph_threads", "thread_key", "seq", some)
         query = f"SELECT thread_key, store_time_ns, seq FROM graph_threads WHERE thread_key IN ({marks})"
         # The insert has locked the rows, those that were there too; a query that locks may read others, and wait for them.
         for key, time_ns, seq in session.rows(query, some):

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from .. import _rows
 from ..config import (
     DATABASE_CONNECT_SECONDS,
+    DATABASE_IDLE_SECONDS,
     DATABASE_LEAST_PACKET_BYTES,
     DATABASE_LOCK_SECONDS,
     DATABASE_MIGRATION_LOCK_SECONDS,
@@ -23,9 +24,9 @@ from ..config import (
     DATABASE_STATEMENT_SECONDS,
     DATABASE_TRUST_SECONDS,
     MAX_ID_CHARACTERS,
-    redact,
 )
-from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable
+from ..errors import ConfigurationError, StoreDataError, StoreMisconfigured, StoreUnavailable, making_rows
+from ..urls import redact
 from .mysql_errors import translate
 from .pool import Pool
 from .rows import Row
@@ -49,6 +50,10 @@ class MySqlStore(SqlStore):
 
     name = "mysql"
     table_exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
+    unique_indexes = (
+        "SELECT DISTINCT table_name, index_name FROM information_schema.statistics "
+        "WHERE table_schema = DATABASE() AND non_unique = 0 AND index_name <> 'PRIMARY'"
+    )
 
     def __init__(self, url: str) -> None:
         self.url = redact(url)
@@ -84,7 +89,7 @@ class MySqlStore(SqlStore):
         The lock ends with the connection, whatever ends it.
         """
         with self._errors():
-            connection = self._connect(statement_seconds=DATABASE_MIGRATION_SECONDS)
+            connection = self._connect(DATABASE_MIGRATION_SECONDS, DATABASE_MIGRATION_LOCK_SECONDS)
             try:
                 session = _Session(connection)
                 name = "skialith:" + blake2b(self._arguments["database"].encode(), digest_size=16).hexdigest()
@@ -111,7 +116,8 @@ class MySqlStore(SqlStore):
         except (UnicodeEncodeError, OverflowError) as error:
             raise StoreDataError(f"{self.url} cannot take a value: {error}") from error
 
-    def _connect(self, *, statement_seconds: int = DATABASE_STATEMENT_SECONDS) -> Any:
+    def _connect(self, statement_seconds: int | None = None, table_lock_seconds: int | None = None) -> Any:
+        statement_seconds = statement_seconds or DATABASE_STATEMENT_SECONDS
         try:
             connection = self._driver.connect(
                 **self._arguments,
@@ -128,7 +134,7 @@ class MySqlStore(SqlStore):
         except self._driver.MySQLError as error:
             raise translate(error, self.url, connecting=True) from error
         try:
-            self._prepare(connection)
+            self._prepare(connection, table_lock_seconds or DATABASE_LOCK_SECONDS)
         except BaseException as error:
             connection.close()
             if isinstance(error, self._driver.MySQLError):
@@ -136,12 +142,18 @@ class MySqlStore(SqlStore):
             raise
         return connection
 
-    def _prepare(self, connection: Any) -> None:
+    def _prepare(self, connection: Any, table_lock_seconds: int) -> None:
         """Set up the session, and refuse a server that cannot serve."""
         # READ COMMITTED: no gap locks, on which two writers of different keys deadlock; and a query behind an insert that
         # waited for another transaction must see what that one committed.
         connection.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
-        connection.query(f"SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = {DATABASE_LOCK_SECONDS}")
+        # A client that vanished without a word (host lost power, route broken) leaves its transaction, and thereby its
+        # rows, locked for eight hours; MariaDB can end such a transaction, others only any connection that is silent.
+        silent = "idle_transaction_timeout" if "MariaDB" in connection.get_server_info() else "wait_timeout"
+        connection.query(
+            f"SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = {DATABASE_LOCK_SECONDS}, "
+            f"lock_wait_timeout = {table_lock_seconds}, {silent} = {DATABASE_IDLE_SECONDS}"
+        )
         session = _Session(connection)
         # MariaDB's client library connects in plain text where TLS is required but the server has none.
         encrypt = self._arguments.get("ssl_mode", "PREFERRED") not in ("DISABLED", "PREFERRED")
@@ -157,6 +169,7 @@ class MySqlStore(SqlStore):
                 "set max_allowed_packet to 16M or more on the server"
             )
         connection.longest_statement = min(DATABASE_STATEMENT_BYTES, packet // 2)
+        connection.clustered = _join(session)
 
     def _alive(self, connection: Any) -> bool:
         try:
@@ -164,6 +177,22 @@ class MySqlStore(SqlStore):
         except self._driver.MySQLError:
             return False
         return True
+
+
+def _join(session: _Session) -> bool:
+    """Whether the server is a node of a Galera cluster; then what any of its nodes has committed is to be seen here.
+
+    A node applies what the others commit a moment later. Without waiting for that a reader would miss what another node's
+    writer has stored and the log does not have any more: an old checkpoint would be the current one.
+    """
+    found = session.rows("SHOW SESSION VARIABLES WHERE Variable_name IN ('wsrep_on', 'wsrep_sync_wait')")
+    variables = {str(name).lower(): value for name, value in found}
+    if variables.get("wsrep_on") != "ON":
+        return False
+    # 1: before SELECT, SHOW and START TRANSACTION. Dirty reads would be answered by a node that is cut off.
+    waits = int(variables.get("wsrep_sync_wait", 0)) | 1
+    session.run(f"SET SESSION wsrep_sync_wait = {waits}, wsrep_dirty_reads = OFF")
+    return True
 
 
 class _Session:
@@ -175,6 +204,10 @@ class _Session:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+
+    @property
+    def alone(self) -> bool:
+        return not self._connection.clustered
 
     def rows(self, sql: str, args: Sequence[Any] = ()) -> list[Row]:
         with self._connection.cursor() as cursor:
@@ -192,10 +225,19 @@ class _Session:
         longest = self._connection.longest_statement
         done = 0
         while done < len(values):
-            statement, done = _rows.insert(
-                head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
-            )
+            with making_rows():
+                statement, done = _rows.insert(
+                    head, tail, values, done, DATABASE_STATEMENT_ROWS, longest, repeated, MAX_ID_CHARACTERS
+                )
             self._connection.query(statement)
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """In a Galera cluster two transactions are in conflict when they change one row; a lock is known to its node alone."""
+        if self.alone:
+            return
+        within = f"WHERE {key} IN ({', '.join('?' * len(keys))})"
+        for change in (f"{number} + 1", f"{number} - 1"):
+            self.run(f"UPDATE {table} SET {number} = {change} {within}", keys)
 
 
 @cache

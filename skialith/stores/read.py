@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from ..config import CLOCK_STEP_CHECKPOINTS
 from ..errors import StoreUnavailable
-from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, step_hash, step_key
+from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, step_hash, step_key, supersedes
 from . import rows
 from .base import LetterPlace, StepEntry
 from .rows import Row
@@ -80,15 +81,50 @@ def latest_checkpoint(session: Queries, namespace: str, agent_id: str) -> Record
             (namespace, agent_id),
         )
         row = rows.to_checkpoint(found[0], None) if found else None
+        if row is not None:
+            for each in _behind_the_clock(session, namespace, agent_id, row.position):
+                other = rows.to_checkpoint(each, None)
+                if supersedes(other, row):
+                    row, found = other, [each]
         dead = rows.to_letter(letters[0], b"", None).record if letters else None
-        if dead is not None and (row is None or dead.position > row.position):
+        if dead is not None and (row is None or supersedes(dead, row)):
             return dead._replace(body=body(session, letters[0][_LETTER_BODY]))
         return None if row is None else row._replace(body=_whole(session, row, found[0][_BODY]))
 
     return unmoved(newest, agent_id)
 
 
+def _behind_the_clock(session: Queries, namespace: str, agent_id: str, last: Position) -> list[Row]:
+    """The checkpoint of the highest sequence, if it stands before ``last`` by its time and behind it by its sequence."""
+    agent = (namespace, agent_id)
+    newest = (
+        f"SELECT seq FROM agent_checkpoints{session.by.format('agent_checkpoints', 'agent')} "
+        "WHERE namespace = ? AND agent_id = ? AND store_time_ns < ? ORDER BY store_time_ns DESC, seq DESC LIMIT ?"
+    )
+    query = f"SELECT MAX(seq) FROM ({newest}) AS newest"
+    (seq,) = session.rows(query, (*agent, last.time_ns, CLOCK_STEP_CHECKPOINTS))[0]
+    if seq is None or seq <= last.seq:
+        return []
+    return session.rows(
+        f"SELECT {_CHECKPOINTS} FROM agent_checkpoints WHERE namespace = ? AND agent_id = ? AND seq = ? AND store_time_ns < ? "
+        f"{NEWEST}",
+        (*agent, seq, last.time_ns),
+    )
+
+
 # ---- events
+
+
+def last_event(session: Queries, namespace: str, agent_id: str) -> Position:
+    """Of the event with the greatest one, dead letters included; ``NOWHERE`` without one."""
+    place = "SELECT store_time_ns, seq FROM"
+    where = "WHERE namespace = ? AND agent_id = ?"
+    found = session.rows(
+        f"{place} dead_letters {where} AND sink = ? AND kind = ? {NEWEST}",
+        (namespace, agent_id, WRITER, int(Kind.EVENT)),
+    )
+    found += session.rows(f"{place} agent_events {where} {NEWEST}", (namespace, agent_id))
+    return max((Position(*row) for row in found), default=NOWHERE)
 
 
 class _Place(NamedTuple):

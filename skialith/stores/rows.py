@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .. import _rows
 from ..config import ERROR_TEXT_CHARACTERS, PAYLOAD_PART_BYTES
-from ..errors import StoreDataError
+from ..errors import RecordIncomplete, StoreDataError
 from ..records import STEP, DeadLetter, Kind, Manifest, Position, Record, Trace, step_hash, step_key
 
 Row = tuple[Any, ...]
@@ -71,6 +71,22 @@ DEAD_LETTER_COLUMNS = (
     "manifest_digest",
 )
 PART_COLUMNS = ("parts_key", "n", "data")
+
+TABLES = frozenset(
+    [
+        "agent_events",
+        "agent_steps",
+        "agent_checkpoints",
+        "agent_traces",
+        "dead_letters",
+        "payload_parts",
+        "graph_threads",
+        "graph_checkpoints",
+        "graph_blobs",
+        "graph_writes",
+    ]
+)
+"""The tables into which records go."""
 
 MAX_ID_BYTES = 1020
 """Longest id in UTF-8 that the tables take: 255 characters of four bytes."""
@@ -157,7 +173,7 @@ def of_records(records: list[Record]) -> tuple[list[Row], list[Row], list[tuple[
 def of_record(record: Record) -> tuple[Row, Payload | None]:
     """The row of an event or checkpoint, and its payload if that is large."""
     if record.body is None:
-        raise ValueError(f"{describe(record)} came without its body, so it cannot be stored")
+        raise RecordIncomplete(f"{describe(record)} came without its body, so it cannot be stored")
     body = blob(b"record:" + record.key, record.body)
     head = (record.key, record.namespace, record.agent_id)
     tail = (record.created_us, *record.position, record.codec, *body)

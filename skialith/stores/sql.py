@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from ..config import DATABASE_STATEMENT_ROWS
-from ..errors import ConfigurationError, InvalidArgument
-from ..records import NOWHERE, STEP, DeadLetter, Kind, Position, Record, Trace, step_hash, step_key
-from . import gaps, graph_read, graphs, lists, read, rows
+from ..config import DATABASE_MIGRATION_PAUSE_SECONDS, DATABASE_MIGRATION_TRIES, DATABASE_STATEMENT_ROWS
+from ..errors import (
+    ConfigurationError,
+    InvalidArgument,
+    StoreDataError,
+    StoreMisconfigured,
+    StoreUnavailable,
+    making_rows,
+)
+from ..records import NOWHERE, DeadLetter, Kind, Position, Record, Trace
+from . import gaps, graph_read, graphs, lists, probes, read, rows
 from .base import AgentSummary, Counts, LetterPlace, StepEntry
 from .migrate import Migration, missing
 from .read import TRACE_INGEST, WRITER
 from .rows import Payload, Row
-
-_PROBE_NAMESPACE = "skialith-probe"
 
 
 class Session(read.Queries, Protocol):
@@ -30,8 +36,18 @@ class Session(read.Queries, Protocol):
     for_update: str
     """Appended to a query whose rows are to stay as they are until the transaction ends."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether a lock keeps everybody out; in a cluster that takes writes at every node it keeps out those of its own node."""
+
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         """Insert rows; a row whose key is there already is passed over, anything else that is wrong raises."""
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """Keep transactions of all nodes of a cluster from doing the same to these rows, which this one has locked at its own.
+
+        ``key``, ``number``: columns; the second one is left as it was. Of two such transactions one fails at its commit.
+        """
 
 
 class SqlStore(ABC):
@@ -41,6 +57,8 @@ class SqlStore(ABC):
     url: str
     table_exists: str
     """Query with a table's name for an argument; gives a row if it is there."""
+    unique_indexes: str
+    """Query that gives table and name of every unique index but the primary keys, of all tables in the database."""
 
     @abstractmethod
     def reading(self) -> AbstractContextManager[Session]:
@@ -61,10 +79,27 @@ class SqlStore(ABC):
     # ---- schema
 
     def migrate(self) -> list[int]:
-        """Apply the missing migrations; a schema that is up to date is only looked at."""
-        with self.reading() as session:
-            if not self._missing(session):
-                return []
+        """Apply the missing migrations; a schema that is up to date is only looked at.
+
+        Where no lock keeps out the processes of other nodes, they may be making the same changes, and a statement fails because
+        its like was faster. Migrations may be run again, so this one is.
+        """
+        for last in (n == DATABASE_MIGRATION_TRIES for n in range(1, DATABASE_MIGRATION_TRIES + 1)):
+            alone = True
+            try:
+                with self.reading() as session:
+                    alone = session.alone
+                    self._check_indexes(session)
+                    if not self._missing(session):
+                        return []
+                return self._apply_missing()
+            except StoreUnavailable:
+                if alone or last:
+                    raise
+            time.sleep(random.uniform(0, DATABASE_MIGRATION_PAUSE_SECONDS))
+        raise AssertionError("the last try returns or raises")
+
+    def _apply_missing(self) -> list[int]:
         applied = []
         with self.migrating() as session:
             for migration in self._missing(session):
@@ -74,6 +109,16 @@ class SqlStore(ABC):
                 session.insert("skialith_migrations", ("version", "name", "applied_us"), [row])
                 applied.append(migration.version)
         return applied
+
+    def _check_indexes(self, session: Session) -> None:
+        """Refuse a unique index that somebody added: an insert passes over what it refuses, as over what is there already."""
+        for table, index in session.rows(self.unique_indexes):
+            if rows.text(table) in rows.TABLES:
+                raise StoreMisconfigured(
+                    f"the table {rows.text(table)} of {self.url} has the unique index {rows.text(index)!r}, which Skialith did "
+                    "not make: a record that it refuses would be taken for one that is stored. Drop it, or make it one that "
+                    "is not unique"
+                )
 
     def _missing(self, session: Session) -> list[Migration]:
         applied: set[int] = set()
@@ -116,10 +161,12 @@ class SqlStore(ABC):
                 self._insert_records(session, records)
 
     def _insert_records(self, session: Session, records: Iterable[Record]) -> None:
-        plain, operations = rows.by_tables(records)
-        events, checkpoints, large = rows.of_records(rows.in_order(plain))
+        with making_rows():
+            plain, operations = rows.by_tables(records)
+            events, checkpoints, large = rows.of_records(rows.in_order(plain))
+            steps = rows.of_steps(events)
         session.insert("agent_events", rows.EVENT_COLUMNS, events)
-        if steps := rows.of_steps(events):
+        if steps:
             session.insert("agent_steps", rows.STEP_COLUMNS, steps)
         session.insert("agent_checkpoints", rows.CHECKPOINT_COLUMNS, checkpoints)
         for table, payload in large:
@@ -149,10 +196,12 @@ class SqlStore(ABC):
                 self._insert_traces(session, traces)
 
     def _insert_traces(self, session: Session, traces: Iterable[Trace]) -> None:
-        in_order = rows.in_order(traces)
+        with making_rows():
+            in_order = rows.in_order(traces)
         for start in range(0, len(in_order), DATABASE_STATEMENT_ROWS):
-            some = in_order[start : start + DATABASE_STATEMENT_ROWS]
-            session.insert("agent_traces", rows.TRACE_COLUMNS, rows.of_traces(some))
+            with making_rows():
+                some = rows.of_traces(in_order[start : start + DATABASE_STATEMENT_ROWS])
+            session.insert("agent_traces", rows.TRACE_COLUMNS, some)
 
     def write_dead_letter(self, letter: DeadLetter) -> None:
         """Store one dead letter with its raw message and its record's fields."""
@@ -201,18 +250,36 @@ class SqlStore(ABC):
         with self.reading() as session:
             session.rows("SELECT 1")
 
-    def probe(self, sink: str | None = None) -> None:
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None:
         """Insert what ``sink`` would insert, into every table of its own, and roll it back."""
         try:
             with self.writing() as session:
-                if sink != TRACE_INGEST:
-                    kinds = (Kind.EVENT, Kind.CHECKPOINT)
-                    self._insert_records(session, [_probe_step(), *(_probe_record(kind) for kind in kinds)])
-                if sink != WRITER:
-                    self._insert_traces(session, [_probe_trace()])
+                self._insert_probes(session, sink, like)
                 raise _RollBack
         except _RollBack:
             return
+        except StoreDataError as error:
+            raise StoreUnavailable(
+                f"no record is to blame, well-formed ones are refused too: {error}. The tables are not as Skialith made them; "
+                "undo that"
+            ) from error
+
+    def _insert_probes(self, session: Session, sink: str | None, like: Record | Trace | None) -> None:
+        if isinstance(like, Trace):
+            self._insert_traces(session, [probes.like_trace(like)])
+            return
+        if like is not None:
+            self._insert_records(session, [probes.like(like)])
+            return
+        if sink != TRACE_INGEST:
+            self._insert_records(session, [probes.step(), *map(probes.plain, (Kind.EVENT, Kind.CHECKPOINT))])
+        if sink != WRITER:
+            self._insert_traces(session, [probes.trace()])
+        if sink is None:
+            self._check_indexes(session)
+            self._insert_records(session, [*probes.wide(), probes.graph()])
+            session.insert("payload_parts", rows.PART_COLUMNS, [(os.urandom(16), 0, b"probe")])
+            session.insert("dead_letters", rows.DEAD_LETTER_COLUMNS, [rows.of_letter(probes.letter())[0]])
 
     # ---- reading
 
@@ -246,6 +313,11 @@ class SqlStore(ABC):
         """Recorded steps behind ``after``, dead letters included."""
         with self.reading() as session:
             return read.steps(session, (namespace, agent_id), after, limit, max_bytes)
+
+    def last_event(self, namespace: str, agent_id: str) -> Position:
+        """Position of the agent's last event, dead letters included."""
+        with self.reading() as session:
+            return read.last_event(session, namespace, agent_id)
 
     def event(self, namespace: str, agent_id: str, key: bytes) -> Record | None:
         """The event with this key, dead letters included."""
@@ -315,14 +387,14 @@ class SqlStore(ABC):
             return read.letters(session, namespace, sink, after, limit, whole)
 
     def dead_keys(self, namespace: str, sink: str, since: Position) -> list[tuple[str, bytes]]:
-        """Agent id and key of every dead letter of ``sink`` at or behind ``since`` whose message decodes."""
+        """Subject and key of every dead letter of ``sink`` at or behind ``since``, by time or by sequence."""
         query = (
-            "SELECT agent_id, record_key FROM dead_letters WHERE namespace = ? AND sink = ? AND agent_id IS NOT NULL "
-            "AND (store_time_ns > ? OR (store_time_ns = ? AND seq >= ?))"
+            "SELECT subject, record_key FROM dead_letters WHERE namespace = ? AND sink = ? "
+            "AND (store_time_ns >= ? OR seq >= ?)"
         )
         with self.reading() as session:
-            found = session.rows(query, (namespace, sink, since.time_ns, since.time_ns, since.seq))
-            return [(rows.text(agent_id), bytes(key)) for agent_id, key in found]
+            found = session.rows(query, (namespace, sink, since.time_ns, since.seq))
+            return [(rows.text(subject), bytes(key)) for subject, key in found]
 
     def dead_letter(self, sink: str, key: bytes) -> DeadLetter | None:
         """One dead letter, or None."""
@@ -345,20 +417,3 @@ class SqlStore(ABC):
 
 class _RollBack(Exception):
     """Ends a transaction whose changes are not wanted."""
-
-
-def _probe_record(kind: Kind) -> Record:
-    """A record that every healthy database takes, with a key that no record has."""
-    event_id = "probe" if kind == Kind.EVENT else ""
-    return Record(kind, _PROBE_NAMESPACE, "probe", event_id, os.urandom(16), 0, "probe", 0, 0, b"\xc0", Position(1, 1))
-
-
-def _probe_step() -> Record:
-    """A recorded step, which takes a row in the index of steps too."""
-    record = _probe_record(Kind.EVENT)
-    key = step_key(step_hash(record.namespace, record.agent_id), record.key.hex())
-    return record._replace(record_id=record.key.hex(), key=key, event_type=STEP)
-
-
-def _probe_trace() -> Trace:
-    return Trace(os.urandom(16), _PROBE_NAMESPACE, "probe", "probe", 0, "probe", "{}", 0, Position(1, 1))

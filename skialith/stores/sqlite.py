@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ..config import SQLITE_BUSY_SECONDS, SQLITE_WAL_BYTES, redact
+from ..config import SQLITE_BUSY_SECONDS, SQLITE_WAL_BYTES
 from ..errors import ConfigurationError, StoreDataError, StoreError, StoreUnavailable
+from ..urls import redact
 from .pool import Pool
 from .rows import Row
 from .sql import SqlStore
@@ -42,6 +43,10 @@ class SqliteStore(SqlStore):
 
     name = "sqlite"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    unique_indexes = (
+        "SELECT t.name, i.name FROM sqlite_master t, pragma_index_list(t.name) i "
+        "WHERE t.type = 'table' AND i.\"unique\" = 1 AND i.origin <> 'pk'"
+    )
 
     def __init__(self, url: str, *, power: bool = False) -> None:
         self.url = redact(url)
@@ -136,6 +141,7 @@ class _Connection(sqlite3.Connection):
 class _Session:
     """See ``sql.Session``."""
 
+    alone = True
     for_update = ""  # the transaction has locked all of the file
     by = " INDEXED BY {0}_by_{1}"
 
@@ -150,6 +156,9 @@ class _Session:
 
     def insert(self, table: str, columns: Sequence[str], values: list[Row]) -> None:
         self._connection.executemany(_insert(table, tuple(columns)), values)
+
+    def hold(self, table: str, key: str, number: str, keys: Sequence[Any]) -> None:
+        """The transaction has locked all of the file."""
 
 
 @cache

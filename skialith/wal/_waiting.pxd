@@ -47,7 +47,7 @@ cdef class Turn:
     cdef public bint suspect
     cdef bytes _fence
     cdef long long _epoch
-    cdef object _queue
+    cdef object _queue  # None until somebody queues up: most agents of a process never see that
 
 @final
 cdef class Waiter:

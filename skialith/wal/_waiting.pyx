@@ -99,9 +99,6 @@ cdef class Tally:
 
 @final
 cdef class Turn:
-    def __cinit__(self):
-        self._queue = deque()
-
     def try_take(self):
         if self.taken:
             return False
@@ -115,6 +112,8 @@ cdef class Turn:
         return True
 
     def take_later(self, callback):
+        if self._queue is None:  # first of all, since making it may run a collector, and others meanwhile
+            self._queue = deque()
         if not self.taken:
             self.taken = True
             return True
@@ -122,6 +121,8 @@ cdef class Turn:
         return False
 
     def withdraw(self, callback):
+        if self._queue is None:
+            return False
         try:
             self._queue.remove(callback)
         except ValueError:

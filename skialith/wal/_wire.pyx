@@ -545,7 +545,7 @@ cdef class Wire:
     ):
         cdef Link link = self._link
         if turn.taken or turn.waiting or turn._fence is None or (turn._epoch != 0 and turn._epoch != self.epoch):
-            return 0
+            return False
         if not self.takes_records or link is None or link.broken or link.blocked:
             return False
         if self.queued and (self.queued >= self._most_records or self._queued_bytes + size > self._most_bytes):

@@ -16,6 +16,10 @@ from .transport import Connection, Disconnected, NoReply
 _PASSING = (10005, 10008)
 """Peers offline, as a cluster says for seconds after a node came back; JetStream not available just now."""
 
+_FIRST_ATTEMPT_SECONDS = 0.5
+"""A leader that is not chosen yet does not answer what was asked before, and soon does what is asked then."""
+_LONGEST_ATTEMPT_SECONDS = 2.0
+
 
 class ApiError(Exception):
     """The server's answer to an API request was an error. ``code``: the JetStream ``err_code``."""
@@ -47,14 +51,16 @@ class Api:
         another one it raises ``OtherServer``: an older copy of the log may have been put back, or a new one made.
         """
         end = deadline if deadline is not None else time.monotonic() + API_TIMEOUT_SECONDS
-        pauses = backoff()
+        pauses, seconds = backoff(), _FIRST_ATTEMPT_SECONDS
         cause: Exception | str = "no answer"
         while True:
             try:
                 await self._connection.ready(end)
                 if server_id not in (None, self._connection.server_id):
                     raise OtherServer(sent=False)
-                return await self.once(name, body, timeout=max(0.01, min(2.0, end - time.monotonic())))
+                timeout = max(0.01, min(seconds, end - time.monotonic()))
+                seconds = min(2 * seconds, _LONGEST_ATTEMPT_SECONDS)
+                return await self.once(name, body, timeout=timeout)
             except ApiError as error:
                 if error.code not in _PASSING:
                     raise

@@ -19,12 +19,13 @@ from ..config import (
     WRITER_STANDS_SECONDS,
     Config,
 )
-from ..errors import AgentFenced, ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
+from ..errors import ConfigurationError, FlushTimeout, SkialithError, WalError, WalUnavailable
 from ..graphs import Operations
 from ..records import Ack, DeadLetter, Position, Record
 from .api import ApiError, NoResponders
 from .continuity import Continuity, Setback
 from .dead import DeadLetters
+from .gets import Gets
 from .lane import LaneName, Ticket
 from .lease import Leases
 from .log import Log
@@ -35,6 +36,7 @@ from .source import ConsumerSource
 from .status import WalStatus, current_status
 from .stream import WRITER, Stream
 from .transport import Connection, Disconnected, NoReply
+from .trim import Trim
 
 log = logging.getLogger("skialith.wal")
 T = TypeVar("T")
@@ -43,6 +45,8 @@ _GRACE_SECONDS = 5.0
 _RELEASE_SECONDS = 2.0
 _FLUSH_FIRST_SECONDS = 0.005
 _FLUSH_LONGEST_SECONDS = 0.1
+_REPLACED_SECONDS = 3.0
+"""A leader that was replaced and is reachable has heard of it by now: the heartbeat of the next one comes every second."""
 
 
 class Wal:
@@ -99,12 +103,14 @@ class Wal:
         await self.stream.provision(deadline, create)
         if guarded:
             await power.begin()
-        leases = Leases(self.connection, self.stream, self._config.lease_seconds)
-        self.reader = Reader(self.connection, self.stream)
+        gets = Gets(self.connection, self.stream)
+        leases = Leases(self.connection, self.stream, gets, self._config.lease_seconds)
+        self.reader = Reader(self.connection, self.stream, gets)
         self.continuity = Continuity(self.connection, self.stream, self.reader)
         self.connection.on_other_server = self.continuity.another_server
         self.log = Log(self.connection, self.stream, leases, self.reader)
         self.dead = DeadLetters(self.connection, self.stream, self.reader)
+        self._trim = Trim(self.connection, self.stream)
         self._tasks = [
             asyncio.create_task(self._keep_house()),
             asyncio.create_task(self.continuity.watch()),
@@ -133,16 +139,14 @@ class Wal:
         """Renew leases, refresh the stream's size, forget agents; a failure is met again by the next append, which reports it."""
         while True:
             await asyncio.sleep(min(TRIM_SECONDS, self._config.lease_seconds / 10))
-            self.log.forget_idle()
             try:
+                self.log.forget_idle()
+                self.log.owning.keep(self._config.timeout)
                 if self.stream.tally.appended_bytes or self.stream.shorter:
                     await self.stream.info()
                     await self.continuity.look_again()
                 if self._watched:
                     await self._look_at_writer()
-                await self.log.owning.renew_due(time.monotonic() + self._config.timeout)
-            except AgentFenced as error:
-                log.warning("%s", error)
             except (SkialithError, ApiError, Disconnected, NoReply, NoResponders) as error:
                 log.info("housekeeping of %s put off: %s", self.stream.name, error)
             except Exception:  # a bug must not end the renewal of leases
@@ -195,10 +199,6 @@ class Wal:
         """Records of one agent that stand in the dead-letter stream."""
         return self._call(lambda: self.dead.for_agent(agent_id, kind, deadline), deadline)
 
-    def dead_heads(self, deadline: float) -> list[Record]:
-        """All records that stand in the dead-letter stream, large bodies left out."""
-        return self._call(lambda: self.dead.heads(deadline), deadline)
-
     def dead_letters(self, deadline: float, *, whole: bool) -> list[DeadLetter]:
         """What stands in the dead-letter stream, oldest first; large bodies only if ``whole``."""
         if not self.dead_count(deadline):
@@ -218,8 +218,8 @@ class Wal:
     def end(self, deadline: float) -> Position:
         return self._call(lambda: self.reader.end(deadline), deadline)
 
-    def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        return self._call(lambda: self.reader.events(agent_id, after, deadline), deadline)
+    def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        return self._call(lambda: self.reader.events(agent_id, after, deadline, seq), deadline)
 
     def operations(self, thread_name: str | None, deadline: float) -> Operations:
         """The operations on a graph's thread, or on all, that are in the log and in its dead letters."""
@@ -291,7 +291,7 @@ class Wal:
 
         Raises ``WalUnavailable``; the next trim does what this one did not.
         """
-        return self._call(self.stream.trim, time.monotonic() + 2 * _GRACE_SECONDS)
+        return self._call(self._trim.once, time.monotonic() + 2 * _GRACE_SECONDS)
 
     def flush(self, timeout: float) -> None:
         """Return when the database has all that this process appended before the call. Raises ``FlushTimeout``."""
@@ -301,15 +301,16 @@ class Wal:
         """As :meth:`flush`; on the loop thread."""
         target, deadline = self.stream.tally.last_seq, time.monotonic() + timeout
         pause = _FLUSH_FIRST_SECONDS
-        remaining, known = -1, False
+        remaining, since, known = -1, 0.0, False
         while target:
             try:
                 if not known:
                     await self._know_the_log(deadline)
                     known = True
                 target = min(target, self.stream.tally.last_seq)  # of a log that came back shorter
-                pending = await self.stream.pending_from(WRITER, deadline)
-                if pending is None or pending > target:
+                stored = await self.stream.stored(target, deadline)
+                since = (since or time.monotonic()) if stored is None else 0.0
+                if stored or (since and time.monotonic() - since >= _REPLACED_SECONDS):
                     break
                 if time.monotonic() + pause >= deadline:
                     info = await self.stream.consumer_info(WRITER)
@@ -373,6 +374,7 @@ class Wal:
             task.cancel()
         self._give_back()
         if hasattr(self, "log"):
+            self.log.owning.stop()
             await self.log.close()
             with contextlib.suppress(
                 asyncio.TimeoutError, SkialithError, ApiError, Disconnected, NoReply, NoResponders

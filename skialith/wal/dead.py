@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -49,14 +50,14 @@ def letter_data(letter: DeadLetter) -> bytes:
     )
 
 
-def letter_from(data: bytes, namespace: str) -> DeadLetter:
-    """The reverse of :func:`letter_data`; the record is decoded again from the raw message."""
+def letter_from(data: bytes, namespace: str, *, decodes: bool = True) -> DeadLetter:
+    """The reverse of :func:`letter_data`; the record is decoded again from the raw message, if it was when it was given up."""
     _, key, sink, subject, time_ns, seq, code, error, dead_us, raw = ormsgpack.unpackb(data)
     position = Position(time_ns, seq)
-    try:
-        record: Record | None = decode_record(namespace, raw, position)
-    except ValueError:
-        record = None
+    record: Record | None = None
+    if decodes:
+        with contextlib.suppress(ValueError):
+            record = decode_record(namespace, raw, position)
     return DeadLetter(key, sink, namespace, subject, position, code, error, dead_us, raw, record)
 
 
@@ -88,11 +89,6 @@ class DeadLetters:
         subjects = self._stream.subjects
         subject = subjects.dead_graphs if thread_name is None else subjects.dead_letter("graph", thread_name)
         return await self._records(subject, deadline)
-
-    async def heads(self, deadline: float) -> list[Record]:
-        """The records among all dead letters of sink ``writer``, large bodies left out."""
-        letters = await self._numbered(self._stream.subjects.dead, deadline, bodies=False)
-        return [letter.record for _, letter in letters if letter.record is not None and letter.sink == "writer"]
 
     async def _records(self, subject: str, deadline: float) -> list[Record]:
         letters = await self.read(subject, deadline)
@@ -137,6 +133,7 @@ class DeadLetters:
         letters: list[tuple[int, DeadLetter]] = []
         seen: set[tuple[str, bytes]] = set()
         seq = 1
+        undecodable = self._stream.subjects.dead_letter(letter_kind(None), "")
         while True:
             query: dict[str, Any] = {
                 "seq": seq,
@@ -148,8 +145,9 @@ class DeadLetters:
             if not messages:
                 return letters
             for message in messages:
-                seq = int((message.headers or {})["Nats-Sequence"])
-                letter = letter_from(message.data, self._stream.namespace)
+                headers = message.headers or {}
+                seq, decodes = int(headers["Nats-Sequence"]), headers["Nats-Subject"] != undecodable
+                letter = letter_from(message.data, self._stream.namespace, decodes=decodes)
                 if copies or (letter.sink, letter.key) not in seen:
                     seen.add((letter.sink, letter.key))
                     letters.append(

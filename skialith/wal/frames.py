@@ -7,7 +7,7 @@ import secrets
 
 from .. import _fastpath
 from ..config import ENVELOPE_RESERVE_BYTES, MAX_BATCH_MESSAGES
-from ..errors import RecordTooLarge
+from ..errors import Outcome, RecordTooLarge
 from ..records import DeadLetter, Record
 from .dead import letter_data, letter_id, letter_kind
 from .lane import Entry, Ticket
@@ -22,14 +22,24 @@ HEADER_ROOM_BYTES = 1024
 
 
 def record_entry(
-    record: Record, subject: str, ticket: Ticket, deadline: float, subjects: Subjects, max_payload: int
+    record: Record,
+    subject: str,
+    ticket: Ticket,
+    deadline: float,
+    subjects: Subjects,
+    max_payload: int,
+    *,
+    unknown: bool = False,
 ) -> Entry:
-    """A record ready to send; a body over ``max_payload`` is cut into chunks. Raises ``RecordTooLarge``."""
+    """A record ready to send; a body over ``max_payload`` is cut into chunks. Raises ``RecordTooLarge``.
+
+    ``unknown``: it was sent before, without an answer.
+    """
     body = record.body or b""
     chunks = _chunks(body, max_payload)
     manifest = None
     if chunks:
-        _check_chunks(record, body, chunks, max_payload)
+        _check_chunks(record, body, chunks, max_payload, "unknown" if unknown else "not_written")
         manifest = (len(body), len(chunks), hashlib.blake2b(body, digest_size=16).digest())
     data = _fastpath.encode_record(
         record.kind,
@@ -45,7 +55,9 @@ def record_entry(
     )
     size = len(data) + _HEADER_BYTES + sum(len(chunk) + _HEADER_BYTES for chunk in chunks)
     chunk_subject = subjects.chunk(record.agent_id) if chunks else ""
-    return Entry(subject, ticket.message_id or record.key, data, chunk_subject, chunks, size, ticket, deadline)
+    entry = Entry(subject, ticket.message_id or record.key, data, chunk_subject, chunks, size, ticket, deadline)
+    entry.unknown = unknown
+    return entry
 
 
 def letter_entry(letter: DeadLetter, ticket: Ticket, deadline: float, subjects: Subjects, max_payload: int) -> Entry:
@@ -61,18 +73,19 @@ def letter_entry(letter: DeadLetter, ticket: Ticket, deadline: float, subjects: 
 
 
 def _chunks(body: bytes, max_payload: int) -> list[bytes]:
-    """The pieces of a body that does not fit one message; none if it fits."""
+    """The pieces of a body that does not fit one message; none if it fits, or if this server takes too little for any."""
     room = max_payload - ENVELOPE_RESERVE_BYTES
-    return [] if len(body) <= room else [body[at : at + room] for at in range(0, len(body), room)]
+    return [] if len(body) <= room or room <= 0 else [body[at : at + room] for at in range(0, len(body), room)]
 
 
-def _check_chunks(record: Record, body: bytes, chunks: list[bytes], max_payload: int) -> None:
+def _check_chunks(record: Record, body: bytes, chunks: list[bytes], max_payload: int, outcome: Outcome) -> None:
     most = MAX_BATCH_MESSAGES - 1
     if len(chunks) > most:
         limit = len(chunks[0]) * most
         raise RecordTooLarge(
             f"agent {record.agent_id!r}: the record has {len(body):,} bytes after compression; this server takes at most "
             f"{limit:,} (max_payload {max_payload:,}, {most} messages)",
+            outcome=outcome,
             argument="data",
             size=len(body),
             limit=limit,

@@ -129,11 +129,23 @@ class Lane:
 
     name: LaneName
     subjects: tuple[str, str]
-    queue: deque[Entry] = field(default_factory=deque)
     turn: Turn = field(default_factory=Turn)
     running: bool = False
     holders: int = 0
     lease: Lease | None = None
+    _queue: deque[Entry] | None = None
+
+    @property
+    def queue(self) -> deque[Entry]:
+        """What waits, oldest first; it is there while something does, since most of a process's many agents have nothing."""
+        if self._queue is None:
+            self._queue = deque()
+        return self._queue
+
+    def take_all(self) -> list[Entry]:
+        """All that waits, which does not any more."""
+        queue, self._queue = self._queue, None
+        return [] if queue is None else list(queue)
 
 
 @asynccontextmanager

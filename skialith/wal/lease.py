@@ -17,6 +17,7 @@ from typing import Any
 from .. import _fastpath
 from ..errors import AgentFenced, WalRejected, WalUnavailable
 from .api import ApiError, NoResponders, OtherServer, backoff
+from .gets import Gets
 from .stream import Stream
 from .transport import Connection, Disconnected, NoReply
 
@@ -66,9 +67,10 @@ class Holder:
 class Leases:
     """Claims, renews, verifies and releases. The caller keeps one thing in flight per agent."""
 
-    def __init__(self, connection: Connection, stream: Stream, seconds: float) -> None:
+    def __init__(self, connection: Connection, stream: Stream, gets: Gets, seconds: float) -> None:
         self._connection = connection
         self._stream = stream
+        self._gets = gets
         self._seconds = seconds
 
     async def claim(
@@ -95,7 +97,7 @@ class Leases:
                 raise self._fenced(lease, holder)
             lease.owner = holder.owner
 
-        seen, server_id = await self._read(lease.subject, deadline)
+        seen, server_id = await self._read(lease.subject, deadline, lease.token)
         still_there(seen)
         await self._write(lease, seen.seq if seen else 0, server_id, deadline, still_there)
         return lease
@@ -148,7 +150,7 @@ class Leases:
                     code=answer[3],
                 )
             await self._pause(next(pauses), deadline, lease.agent_id)
-            holder, server_id = await self._read(lease.subject, deadline)
+            holder, server_id = await self._read(lease.subject, deadline, lease.token)
             if holder is not None and _is_mine(lease, holder) and holder.seq != expected:
                 self._hold(lease, holder.seq, server_id)
                 return
@@ -190,34 +192,31 @@ class Leases:
             False,
         )
 
-    async def _read(self, subject: str, deadline: float) -> tuple[Holder | None, str]:
+    async def _read(self, subject: str, deadline: float, token: str = "") -> tuple[Holder | None, str]:
         """Who stands on the subject, and the id of the server that says so."""
         while True:
             server_id = self._connection.server_id
-            holder = await self._holder(subject, deadline)
+            holder = await self._holder(subject, deadline, token)
             if server_id == self._connection.server_id:
                 return holder, server_id
 
-    async def _holder(self, subject: str, deadline: float) -> Holder | None:
-        """Who stands on the subject, read from the leader (a direct get may be stale on a replica)."""
+    async def _holder(self, subject: str, deadline: float, token: str = "") -> Holder | None:
+        """Who stands on the subject, read from the leader (a direct get may be stale on a replica).
+
+        Where ``token`` is looked for and not found, it may be who stood there before: a leader that was replaced answers until
+        it hears of that. So then it is read in the way that leaves nothing out.
+        """
         try:
-            answer = await self._stream.api.call(
-                f"STREAM.MSG.GET.{self._stream.name}",
-                {"last_by_subj": subject},
-                deadline=deadline,
-            )
+            message = await self._stream.last_message(subject, deadline)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise WalRejected(f"the lease on {subject} cannot be read: {error}", code=error.code) from error
-        message = answer["message"]
-        try:
-            body = json.loads(base64.b64decode(message.get("data", "")))
-            token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
-            owner = str(body.get("owner") or process) if token else ""
-            return Holder(message["seq"], token, owner, str(body.get("by", "")))
-        except (ValueError, KeyError, TypeError):
-            return Holder(message["seq"], "", "an unreadable lease record")
+        holder = None if message is None else _parsed(message["seq"], base64.b64decode(message.get("data", "")))
+        if self._stream.replicas > 1 and token and (holder is None or holder.token != token):
+            found = await self._gets.last(subject, deadline)
+            holder = None if found is None else _parsed(found.position.seq, found.data)
+        return holder
 
     def _check(self, lease: Lease, holder: Holder | None) -> None:
         """Adopt the sequence if the lease is still mine, else mark it lost and raise ``AgentFenced``, or ``LeaseMoved``."""
@@ -246,7 +245,7 @@ class Leases:
 
     async def verify(self, lease: Lease, deadline: float) -> None:
         """Read the lease: mine, adopt its sequence; otherwise raise ``AgentFenced``."""
-        holder, server_id = await self._read(lease.subject, deadline)
+        holder, server_id = await self._read(lease.subject, deadline, lease.token)
         self._check(lease, holder)
         lease.server_id = server_id
 
@@ -261,7 +260,11 @@ class Leases:
 
     def due(self, lease: Lease) -> bool:
         """Whether a third of the lease's life has passed."""
-        return lease.lost is None and time.monotonic() - lease.renewed_at >= self._seconds / 3
+        return lease.lost is None and time.monotonic() >= self.due_at(lease)
+
+    def due_at(self, lease: Lease) -> float:
+        """When that is, on the clock of ``time.monotonic()``."""
+        return lease.renewed_at + self._seconds / 3
 
     async def release(self, lease: Lease) -> None:
         """Give the agent up, once, on this connection. Bounded by the lease's sequence, so a next owner's is never touched."""
@@ -277,7 +280,7 @@ class Leases:
         """Give the agent up for an owner outside of this process; does nothing if it is not the owner any more."""
         subject = self._stream.subjects.lease(agent_id)
         while True:
-            holder, server_id = await self._read(subject, deadline)
+            holder, server_id = await self._read(subject, deadline, token)
             if holder is None or holder.token != token:
                 return
             body = {"filter": subject, "seq": holder.seq + 1}
@@ -298,6 +301,16 @@ def _record(lease: Lease) -> bytes:
             "owner": lease.owner,
         }
     ).encode()
+
+
+def _parsed(seq: int, data: bytes) -> Holder:
+    try:
+        body = json.loads(data)
+        token, process = str(body["token"]), f"{body['host']} pid {body['pid']}"
+        owner = str(body.get("owner") or process) if token else ""
+        return Holder(seq, token, owner, str(body.get("by", "")))
+    except (ValueError, KeyError, TypeError):
+        return Holder(seq, "", "an unreadable lease record")
 
 
 def _is_mine(lease: Lease, holder: Holder) -> bool:

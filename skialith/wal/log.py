@@ -101,9 +101,9 @@ class Log:
         entries = []
         for record in records:
             subject = pair[record.kind == Kind.CHECKPOINT]
-            entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload)
-            entry.unknown = unknown
-            entries.append(entry)
+            entries.append(
+                frames.record_entry(record, subject, ticket, deadline, subjects, max_payload, unknown=unknown)
+            )
         ticket.deadline = deadline
         return entries
 
@@ -235,8 +235,9 @@ class Log:
         """A record that its caller wrote goes to the front of its lane, whose turn is still its own."""
         lane, record, ticket = direct.lane, direct.record, direct.ticket
         subject, max_payload = lane.subjects[record.kind == Kind.CHECKPOINT], self._connection.max_payload
-        entry = frames.record_entry(record, subject, ticket, ticket.deadline, self._stream.subjects, max_payload)
-        entry.unknown, entry.size = unknown, direct.size
+        subjects, deadline = self._stream.subjects, ticket.deadline
+        entry = frames.record_entry(record, subject, ticket, deadline, subjects, max_payload, unknown=unknown)
+        entry.size = direct.size
         if self._closed:
             self._refuse(lane, [entry])
             return
@@ -281,6 +282,8 @@ class Log:
             raise
         finally:
             lane.running = False
+            if not lane.queue:
+                lane.take_all()
 
     @asynccontextmanager
     async def held(self, lane: Lane) -> AsyncIterator[Lane]:
@@ -311,16 +314,21 @@ class Log:
     def forget_idle(self) -> None:
         """Let go of the oldest lanes beyond ``IDLE_LANES`` that nobody uses and this process does not own; a thread that still
         has one looks for its agent's new lane, and an owner outside shows its token again."""
+        surplus = len(self.lanes) - self.owning.count - IDLE_LANES
+        if surplus <= 0:
+            return
+        surplus += IDLE_LANES // 10  # so that all lanes are not looked through each second
         for lane in list(self.lanes.values()):
-            if len(self.lanes) <= IDLE_LANES:
-                return
             if lane.lease is None or isinstance(lane.name, Owner):
-                self.forget(lane)
+                surplus -= self.forget(lane)
+                if not surplus:
+                    return
 
-    def forget(self, lane: Lane) -> None:
-        """Let go of a lane, unless it is in use."""
-        if not lane.holders and not lane.running and lane.turn.retire():
-            self.lanes.pop(lane.name, None)
+    def forget(self, lane: Lane) -> bool:
+        """Let go of a lane, unless it is in use; whether that was done."""
+        if lane.holders or lane.running or not lane.turn.retire():
+            return False
+        return self.lanes.pop(lane.name, None) is not None
 
     async def close(self) -> None:
         """Stop what is in flight; callers get ``WalUnavailable`` with their record's outcome, later ones ``Closed``."""
@@ -330,9 +338,7 @@ class Log:
         busy = bool(self._tasks) and bool((await asyncio.wait(self._tasks, timeout=1.0))[1])
         for lane in list(self.lanes.values()) if not busy else ():
             # A task that is cancelled before its first step leaves them as they are.
-            left = list(lane.queue)
-            lane.queue.clear()
-            self._refuse(lane, left)
+            self._refuse(lane, lane.take_all())
         self._futures.close()
 
 

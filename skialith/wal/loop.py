@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
+_CANCEL_AGAIN_SECONDS = 0.2
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -102,12 +103,13 @@ class LoopThread:
             self._loop.close()
 
     def _cancel_all(self) -> None:
-        # In rounds: nats-py, cancelled while it reconnects, may begin the tasks of its new connection all the same.
+        # In rounds: nats-py, cancelled while it reconnects, may begin the tasks of its new connection all the same; and before
+        # Python 3.12 wait_for() loses a cancellation that comes when what it waits for is done.
         end = time.monotonic() + _STOP_SECONDS
         while (tasks := asyncio.all_tasks(self._loop)) and (left := end - time.monotonic()) > 0:
             for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.wait(tasks, timeout=left))
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=min(left, _CANCEL_AGAIN_SECONDS)))
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float, *, whole: bool = False) -> T:
         """Run a coroutine to its end and return its result. Interruptible; bounded by ``timeout`` seconds.

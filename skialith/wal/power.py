@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from ..config import API_TIMEOUT_SECONDS, PEER_SILENT_SECONDS, POWER_AGAIN_SECONDS, POWER_CHECK_SECONDS, Config, redact
+from ..config import API_TIMEOUT_SECONDS, PEER_SILENT_SECONDS, POWER_AGAIN_SECONDS, POWER_CHECK_SECONDS, Config
 from ..errors import ConfigurationError, WalUnavailable
+from ..urls import redact
 from .access import access_options, bare
 from .api import ApiError, NoResponders
 from .group import Group, group

@@ -5,37 +5,37 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from ..config import API_TIMEOUT_SECONDS, HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
+from ..config import HISTORY_PAGE_RECORDS, RETRY_LONGEST_SECONDS, WRITER_BATCH_BYTES
 from ..errors import BodyMissing, WalRejected, WalUnavailable
 from ..records import NOWHERE, Kind, Position, Record, decode_record
 from ._waiting import Reply
-from .api import NoResponders, backoff, rfc3339, time_ns
+from .api import rfc3339, time_ns
+from .gets import Gets, position_of
 from .stream import Stream
-from .transport import Connection, Disconnected, NoReply
-
-T = TypeVar("T")
+from .transport import Connection
 
 
 class Reader:
     """Reads one namespace. Every method takes a deadline (``time.monotonic()``) and may raise ``WalUnavailable``."""
 
-    def __init__(self, connection: Connection, stream: Stream) -> None:
+    def __init__(self, connection: Connection, stream: Stream, gets: Gets) -> None:
         self._connection = connection
         self._stream = stream
+        self.direct = gets.direct
+        self._gets = gets
 
     async def last_checkpoint(self, agent_id: str, deadline: float) -> Record | None:
         """The newest checkpoint in the log, with its body; None if the log holds none."""
         missing: BodyMissing | None = None
         patience = min(deadline, time.monotonic() + RETRY_LONGEST_SECONDS)
         while True:
-            record = await self._last(self._stream.subjects.checkpoint(agent_id), deadline)
-            if record is None:
+            found = await self._gets.last(self._stream.subjects.checkpoint(agent_id), deadline)
+            if found is None:
                 return None
+            record = self._decoded(found.data, found.position)
             if record.kind != Kind.CHECKPOINT:
                 raise WalRejected(
                     f"agent {agent_id!r}: the checkpoint at sequence {record.position.seq} does not decode; it was written by a "
@@ -51,17 +51,6 @@ class Reader:
                 # Stored and trimmed since its head was read, or a replica lags: the head tells, when it is read again.
                 missing = error
                 await asyncio.sleep(RETRY_LONGEST_SECONDS / 10)
-
-    async def _last(self, subject: str, deadline: float) -> Record | None:
-        """The last record on a subject. With replicas it is asked of the leader: another one may not have it yet."""
-        if self._stream.replicas == 1:
-            messages = await self.direct(self._stream.name, {"multi_last": [subject]}, deadline)
-            return self._record(messages[0]) if messages else None
-        message = await self._stream.last_message(subject, deadline)
-        if message is None:
-            return None
-        position = Position(time_ns(message["time"]), int(message["seq"]))
-        return self._decoded(base64.b64decode(message.get("data", "")), position)
 
     async def end(self, deadline: float) -> Position:
         """The position that everything stored by now stands at or before: the server's clock, the last sequence.
@@ -82,16 +71,19 @@ class Reader:
         end = await self.end(deadline)
         return Position(end.time_ns, end.seq + 1)
 
-    async def events(self, agent_id: str, after: Position, deadline: float) -> tuple[list[Record], bool]:
-        """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow."""
+    async def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
+        """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow.
+
+        ``seq``: where to begin to look for them, if that is known; else it is found by time.
+        """
         subject = self._stream.subjects.event(agent_id)
         query: dict[str, Any] = {
             "next_by_subj": subject,
             "batch": HISTORY_PAGE_RECORDS,
             "max_bytes": self.page_bytes(),
         }
-        if after == NOWHERE:
-            query["seq"] = 1
+        if seq or after == NOWHERE:
+            query["seq"] = seq or 1
         else:
             # By time: after a power loss sequences are handed out again, times are not.
             query["start_time"] = rfc3339(after.time_ns)
@@ -154,13 +146,16 @@ class Reader:
                 return found, whole, first if requests > 1 else None
 
     async def _lags(self, subject: str, last: int, after: Position, deadline: float) -> bool:
-        """Whether the leader has a message behind ``last`` that the replica which answered did not have yet."""
+        """Whether there is a message behind ``last`` that the replica which answered did not have yet."""
         if self._stream.replicas == 1:
             return False
         if time.monotonic() >= deadline:
             raise WalUnavailable(
                 f"{self._stream.name} could not be read before the deadline: a replica lags behind its leader"
             )
+        if subject != self._stream.subjects.graphs:
+            found = await self._gets.last(subject, deadline)
+            return found is not None and found.position.seq > last and found.position > after
         message = await self._stream.next_message(last + 1, subject, deadline)
         return message is not None and Position(time_ns(message["time"]), int(message["seq"])) > after
 
@@ -214,6 +209,11 @@ class Reader:
             for message in messages:
                 if int((message.headers or {})["Nats-Sequence"]) == first + len(parts) and len(parts) < manifest.chunks:
                     parts.append(message.data)
+            if len(parts) == before and self._stream.replicas > 1:
+                # The replica that answered lags behind the one that had the head.
+                chunk = await self._stream.next_message(first + before, subject, deadline, stream)
+                if chunk is not None and int(chunk["seq"]) == first + before:
+                    parts.append(base64.b64decode(chunk.get("data", "")))
             if len(parts) == before:
                 break
         body = b"".join(parts)
@@ -237,40 +237,3 @@ class Reader:
         except ValueError:
             # Readers pass over what does not decode; the writer makes a dead letter of it.
             return Record(0, self._stream.namespace, "", "", b"", 0, "", 0, 0, b"", position)
-
-    async def direct(self, stream: str, query: dict[str, Any], deadline: float) -> list[Reply]:
-        """The messages of one direct get, in order; empty when nothing matches."""
-
-        async def once(timeout: float) -> list[Reply]:
-            payload = json.dumps(query).encode()
-            replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{stream}", payload, timeout)
-            status = (replies[-1].headers or {})["Status"]
-            if status == "503":
-                raise NoResponders
-            if status not in ("204", "404"):
-                raise WalRejected(f"reading {stream} failed: {(replies[-1].headers or {}).get('Description', status)}")
-            return replies[:-1]
-
-        return await self._until(once, deadline, stream)
-
-    async def _until(self, once: Callable[[float], Awaitable[T]], deadline: float, what: str) -> T:
-        pauses = backoff()
-        cause: object = "no answer"
-        while True:
-            try:
-                await self._connection.ready(deadline)
-                return await once(max(0.01, min(API_TIMEOUT_SECONDS, deadline - time.monotonic())))
-            except (Disconnected, NoReply) as error:
-                cause = self._connection.last_error or error
-            except NoResponders:
-                cause = "the stream has no leader, or does not exist"
-            pause = next(pauses)
-            if time.monotonic() + pause >= deadline:
-                raise WalUnavailable(f"{what} could not be read before the deadline ({cause})")
-            await asyncio.sleep(pause)
-
-
-def position_of(message: Reply) -> Position:
-    """Where a message of a direct get stands."""
-    headers = message.headers or {}
-    return Position(time_ns(headers["Nats-Time-Stamp"]), int(headers["Nats-Sequence"]))

@@ -1,11 +1,10 @@
-"""The stream of a namespace: its names, provisioning, consumers, trimming and size."""
+"""The stream of a namespace: its names, provisioning, consumers and size."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from .. import _fastpath
@@ -22,9 +21,9 @@ from ..config import (
 )
 from ..errors import ConfigurationError, WalError
 from ._waiting import Tally
-from .api import Api, ApiError, rfc3339, time_ns
+from .api import Api, ApiError, backoff, time_ns
 from .group import Group, group
-from .transport import Connection, NoReply
+from .transport import Connection
 
 WRITER = "writer"
 TRACE_INGEST = "trace_ingest"
@@ -71,31 +70,16 @@ class Subjects:
     def lease(self, agent_id: str) -> str:
         return f"{self._root}.lease.{_fastpath.subject_token(agent_id)}"
 
+    def mark(self, name: str) -> str:
+        """Of messages that mean nothing but that they are there; no agent's token begins so."""
+        return f"{self._root}.lease.~{name}"
+
     def dead_letter(self, kind: str, agent_id: str) -> str:
         token = _fastpath.subject_token(agent_id) if agent_id else "~unknown"
         return f"{self._root}.dead.{kind}.{token}"
 
     def dead_chunk(self, agent_id: str) -> str:
         return f"{self._root}.deadchunk.{_fastpath.subject_token(agent_id)}"
-
-
-@dataclass(frozen=True, slots=True)
-class TrimClass:
-    """Records with one subject filter that go when every one of ``consumers`` has acknowledged past them."""
-
-    filter: str
-    consumers: tuple[str, ...]
-
-
-def trim_classes(subjects: Subjects, traces: bool) -> tuple[TrimClass, ...]:
-    """The one list of what is trimmed, and by whose acks. Leases age out by their own TTL."""
-    both = (WRITER, TRACE_INGEST) if traces else (WRITER,)
-    return (
-        TrimClass(subjects.events, both),
-        TrimClass(subjects.checkpoints, (WRITER,)),
-        TrimClass(subjects.graphs, (WRITER,)),
-        TrimClass(subjects.chunks, (WRITER,)),
-    )
 
 
 class Stream:
@@ -126,8 +110,6 @@ class Stream:
         self.tally = Tally()
         """What this process appended."""
         self._stored_bytes = 0
-        self._trimmed: dict[str, int] = {}
-        self._trim_epoch = -1
         self.keep_graphs_seconds = GRAPH_KEEP_SECONDS
 
     # ---- provisioning
@@ -142,10 +124,16 @@ class Stream:
         try:
             info = await self._ensure_stream(self.name, self._settings(), deadline, create)
             self._note(info)
-            await self._ensure_stream(self.dead_name, self._dead_settings(), deadline)
-            await self._ensure_consumer(WRITER, self.subjects.logs, deadline)
-            if self.traces:
-                await self._ensure_consumer(TRACE_INGEST, self.subjects.events, deadline)
+            # At once: with replicas each chooses a leader of its own, for which it takes seconds while a node is away.
+            consumers = [(WRITER, self.subjects.logs), (TRACE_INGEST, self.subjects.events)][: 1 + self.traces]
+            results = await asyncio.gather(
+                self._ensure_stream(self.dead_name, self._dead_settings(), deadline),
+                *(self._ensure_consumer(name, subject, deadline) for name, subject in consumers),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
         except ApiError as error:
             raise self._explained(error) from error
 
@@ -222,9 +210,21 @@ class Stream:
             except ApiError as racing:
                 if racing.code != _NAME_IN_USE:
                     raise
-                info = await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+                info = await self._made_by_another(name, deadline)
         self._compare(name, settings, info["config"])
         return info
+
+    async def _made_by_another(self, name: str, deadline: float) -> dict[str, Any]:
+        """A cluster refuses a second stream of a name from when it decides on the first, and shows that somewhat later."""
+        pauses = backoff()
+        while True:
+            try:
+                return await self.api.call(f"STREAM.INFO.{name}", deadline=deadline)
+            except ApiError as error:
+                pause = next(pauses)
+                if error.code != _STREAM_NOT_FOUND or time.monotonic() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
 
     def _compare(self, name: str, wanted: dict[str, Any], found: dict[str, Any]) -> None:
         # Size, replicas and traces belong to whoever runs the stream; the rest is what correctness rests on.
@@ -350,17 +350,22 @@ class Stream:
     async def consumer_info(self, name: str, deadline: float | None = None) -> dict[str, Any]:
         return await self.api.call(f"CONSUMER.INFO.{self.name}.{name}", deadline=deadline)
 
-    async def next_message(self, seq: int, filter_subject: str, deadline: float | None = None) -> dict[str, Any] | None:
-        """The first message at or behind ``seq`` that matches, read from the leader; None if there is none."""
-        return await self._message({"seq": seq, "next_by_subj": filter_subject}, deadline)
+    async def next_message(
+        self, seq: int, filter_subject: str, deadline: float | None = None, stream: str = ""
+    ) -> dict[str, Any] | None:
+        """The first message at or behind ``seq`` that matches, read from the leader; None if there is none.
+
+        A leader that stood still does not know for a moment that it was replaced, and answers as of then.
+        """
+        return await self._message({"seq": seq, "next_by_subj": filter_subject}, deadline, stream)
 
     async def last_message(self, subject: str, deadline: float | None = None) -> dict[str, Any] | None:
-        """The last message on ``subject``, read from the leader; None if there is none."""
+        """The last message on ``subject``, read from the leader as :meth:`next_message`; None if there is none."""
         return await self._message({"last_by_subj": subject}, deadline)
 
-    async def _message(self, query: dict[str, Any], deadline: float | None) -> dict[str, Any] | None:
+    async def _message(self, query: dict[str, Any], deadline: float | None, stream: str = "") -> dict[str, Any] | None:
         try:
-            answer = await self.api.call(f"STREAM.MSG.GET.{self.name}", query, deadline=deadline)
+            answer = await self.api.call(f"STREAM.MSG.GET.{stream or self.name}", query, deadline=deadline)
         except ApiError as error:
             if error.code == _NO_MESSAGE:
                 return None
@@ -368,24 +373,33 @@ class Stream:
         message: dict[str, Any] = answer["message"]
         return message
 
-    async def pending_from(self, consumer: str, deadline: float | None = None) -> int | None:
-        """Sequence of the first record that ``consumer`` has not acknowledged for good; None if there is none.
+    async def oldest_pending(self, consumer: str, deadline: float | None = None) -> int | None:
+        """Store time (nanoseconds) of the first record that ``consumer`` has not acknowledged for good; None if there is none."""
+        message = (await self.behind_floor(consumer, deadline))[1]
+        return None if message is None else time_ns(message["time"])
+
+    async def behind_floor(self, consumer: str, deadline: float | None = None) -> tuple[int, dict[str, Any] | None]:
+        """The ack floor, and the first record of the consumer's behind it, None if there is none.
 
         An ack floor alone can stand still for ever, so the stream is asked what stands behind it.
         """
-        message = await self._pending_message(consumer, deadline)
-        return None if message is None else int(message["seq"])
-
-    async def oldest_pending(self, consumer: str, deadline: float | None = None) -> int | None:
-        """Store time (nanoseconds) of that record; None if there is none."""
-        message = await self._pending_message(consumer, deadline)
-        return None if message is None else time_ns(message["time"])
-
-    async def _pending_message(self, consumer: str, deadline: float | None) -> dict[str, Any] | None:
-        info = await self.consumer_info(consumer, deadline)
-        floor = info["ack_floor"]["stream_seq"]
+        floor = int((await self.consumer_info(consumer, deadline))["ack_floor"]["stream_seq"])
         wanted = self.subjects.logs if consumer == WRITER else self.subjects.events
-        return await self.next_message(floor + 1, wanted, deadline)
+        return floor, await self.next_message(floor + 1, wanted, deadline)
+
+    async def stored(self, seq: int, deadline: float) -> bool | None:
+        """Whether the writer has acknowledged for good what stands up to ``seq``, the sequence of a record.
+
+        None, only with replicas: nothing is there that it has not, by the word of one who may not know of it (a replaced leader).
+        """
+        info = await self.consumer_info(WRITER, deadline)
+        floor, given = int(info["ack_floor"]["stream_seq"]), int(info["delivered"]["stream_seq"])
+        if self.replicas > 1 and (floor >= seq or (given >= seq and not info["num_ack_pending"])):
+            return True
+        message = await self.next_message(floor + 1, self.subjects.logs, deadline)
+        if message is None:
+            return True if self.replicas == 1 else None
+        return int(message["seq"]) > seq
 
     # ---- size
 
@@ -403,48 +417,3 @@ class Stream:
     def has_room(self, size: int) -> bool:
         """Whether a record of ``size`` bytes leaves the share of the stream that is kept for leases."""
         return self._stored_bytes + self.tally.appended_bytes + size <= self.max_bytes * STREAM_FULL_SHARE
-
-    # ---- trimming
-
-    async def _first_to_keep(self, now_ns: int) -> int | None:
-        """Sequence of the first operation on a graph's thread that was appended in the last ``keep_graphs_seconds``.
-
-        By the store time, which every process can tell, however short it lives; None if there is none.
-        """
-        since = rfc3339(now_ns - int(self.keep_graphs_seconds * 1e9))
-        query = json.dumps({"next_by_subj": self.subjects.graphs, "start_time": since, "batch": 1}).encode()
-        replies = await self._connection.collect(f"$JS.API.DIRECT.GET.{self.name}", query, API_TIMEOUT_SECONDS)
-        first = replies[0].headers or {}
-        if "Nats-Sequence" in first:
-            return int(first["Nats-Sequence"])
-        if first.get("Status") == "404":
-            return None
-        raise NoReply
-
-    async def trim(self) -> bool:
-        """Purge, class by class, what the class's consumers have acknowledged; False if some of it must be kept for a while.
-
-        Raises ``ApiError``, ``WalUnavailable``, ``Disconnected`` or ``NoReply``. A purge goes out once, on the connection
-        that the floors were read on: a late copy must never reach a stream that was made anew.
-        """
-        epoch = self._connection.epoch
-        if epoch != self._trim_epoch:
-            self._trimmed, self._trim_epoch = {}, epoch
-        info = await self.info()
-        end = int(info["state"]["last_seq"]) + 1
-        bounds: dict[str, int] = {}
-        for consumer in (WRITER, TRACE_INGEST) if self.traces else (WRITER,):
-            pending = await self.pending_from(consumer)
-            bounds[consumer] = end if pending is None else min(end, pending)
-        first = await self._first_to_keep(time_ns(info["ts"]))
-        for kind in trim_classes(self.subjects, self.traces):
-            bound = min(bounds[consumer] for consumer in kind.consumers)
-            if kind.filter == self.subjects.graphs and first is not None:
-                bound = min(bound, first)
-            if self._connection.epoch != epoch:
-                return False
-            if bound > self._trimmed.get(kind.filter, 0):
-                body = {"filter": kind.filter, "seq": bound}
-                await self.api.once(f"STREAM.PURGE.{self.name}", body, timeout=5.0)
-                self._trimmed[kind.filter] = bound
-        return first is None or first >= bounds[WRITER]

@@ -32,10 +32,13 @@ class Socket(Transport):
         self._unread = b""
         self._more: asyncio.Future[None] | None = None
         self._ended = True
+        self._retired = False
 
     # ---- connecting
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        if self._retired:
+            raise asyncio.CancelledError
         self.close()
         connected = await asyncio.wait_for(_connected(uri.hostname or "", uri.port or 4222), connect_timeout)
         self._use(Link(self._wire.epoch + 1, connected.detach()))
@@ -121,6 +124,10 @@ class Socket(Transport):
             secure.abort()
         self._end()
 
+    def retire(self) -> None:
+        """Connect no more, whatever becomes of the cancellation of nats-py's reconnecting: the wire is another client's now."""
+        self._retired = True
+
     def __bool__(self) -> bool:
         # nats-py silently puts in its own transport when ours is falsy before the first connect.
         return True
@@ -183,8 +190,13 @@ async def _connected(host: str, port: int) -> socket.socket:
     raise failure
 
 
-async def close_client(client: Any) -> None:
+async def close_client(client: Any, transport: Socket | None) -> None:
     """Close a client, bounded. In a task of its own: a close that is cancelled inside must not cancel the caller."""
+    if transport is not None:
+        transport.retire()
+    reconnecting: asyncio.Task[None] | None = client._reconnection_task
+    if reconnecting is not None:  # it fails when it is cancelled late, and nats-py does not look
+        reconnecting.add_done_callback(lambda task: task.cancelled() or task.exception())
     closing = asyncio.ensure_future(client.close())
     await asyncio.wait({closing}, timeout=CONNECT_TIMEOUT_SECONDS)
     if not closing.done():

@@ -27,9 +27,9 @@ from ..config import (
     MAX_QUEUED_RECORDS,
     PING_SECONDS,
     Config,
-    redact,
 )
 from ..errors import Closed, ConfigurationError, SkialithError, WalUnavailable
+from ..urls import redact
 from ._waiting import Reply
 from ._wire import Wire
 from .access import access_options, bare, wants_tls
@@ -221,7 +221,7 @@ class Connection:
         connecting.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await connecting
-        await close_client(client)
+        await close_client(client, self._socket)
 
     def _options(self, on_error: Callable[[Exception], Awaitable[None]]) -> dict[str, Any]:
         servers = [bare(url) for url in self._url.split(",")]
@@ -284,7 +284,7 @@ class Connection:
                 await asyncio.sleep(1.0)
 
     async def _rebuild(self) -> None:
-        await close_client(self._client)
+        await close_client(self._client, self._socket)
         await self._build(CONNECT_TIMEOUT_SECONDS)
 
     async def end_deliveries(self, give_back: Callable[[], int], timeout: float) -> None:
@@ -311,7 +311,7 @@ class Connection:
             self._supervisor.cancel()
         self._lost(self._socket)
         if self._client is not None:
-            await close_client(self._client)
+            await close_client(self._client, self._socket)
 
     # ---- frames and replies
 

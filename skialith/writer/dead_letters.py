@@ -8,7 +8,7 @@ from hashlib import blake2b
 from ..config import ERROR_TEXT_CHARACTERS
 from ..errors import StoreDataError, StoreUnavailable
 from ..records import DeadLetter, Message, Record
-from .batch import Undecodable, decode
+from .batch import Deadly, Undecodable, decode
 from .sinks import Sink, Source
 
 
@@ -17,7 +17,7 @@ def letter_for(sink: str, namespace: str, message: Message, record: Record | Non
 
     ``record``: as the sink loaded it; None reads its head from the message, if that decodes.
     """
-    if record is None:
+    if record is None and not isinstance(error, Deadly):  # of which it is not known that it can be decoded
         try:
             record = decode(namespace, message)
         except Undecodable:

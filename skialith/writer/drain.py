@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from random import Random
 
@@ -15,7 +15,6 @@ from ..config import (
     ERROR_TEXT_CHARACTERS,
     WRITER_BATCH_BYTES,
     WRITER_BATCH_ROWS,
-    WRITER_BODY_READS,
     WRITER_CONNECTION_LOSSES,
     WRITER_GIVE_BACK_SECONDS,
     WRITER_LINGER_SECONDS,
@@ -23,11 +22,13 @@ from ..config import (
 )
 from ..errors import BodyMissing, StoreConnectionLost, StoreDataError, StoreUnavailable
 from ..records import Message, Record
-from .batch import Batch, Undecodable, decode, decode_run
+from .apart import Apart, suspects
+from .batch import Batch, Deadly, Endless, Undecodable, decode, decode_run, tries
 from .dead_letters import bury, letter_for
 from .held import Aside, Held
 from .outage import Outage, Throttle
 from .sinks import Sink, Source
+from .status import DrainStatus
 
 log = logging.getLogger("skialith.writer")
 
@@ -35,30 +36,6 @@ _KEEP_SECONDS = ACK_WAIT_SECONDS / 3
 """How often the ack wait of a running transaction's messages is started anew."""
 _KEEPER_GRACE_SECONDS = 0.1
 """The second thread ends at once when told to, even if the first one used up the deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrainStatus:
-    """What a drain did since it started, and how it is.
-
-    ``name``: its sink. ``stored``: records committed (those that were there already included); ``batches``:
-    transactions. ``released``: messages acknowledged; one pulled on a connection that was lost comes, and counts, again.
-    ``retries``: failed tries that are made again. ``dead_letters``: records given up. ``aside``: records that alone could
-    not be stored and wait for their next try. ``last_error`` (empty: none yet) and ``last_error_at`` (UTC) stay after a
-    recovery. ``database_ok``: False from a failure of the database until it answers again.
-    """
-
-    name: str
-    running: bool = False
-    database_ok: bool = True
-    stored: int = 0
-    released: int = 0
-    batches: int = 0
-    retries: int = 0
-    dead_letters: int = 0
-    aside: int = 0
-    last_error: str = ""
-    last_error_at: datetime | None = None
 
 
 def _nothing() -> None:
@@ -70,6 +47,7 @@ class Drain:
 
     ``on_progress`` is called on the drain's thread after every acknowledgement and must return at once.
     ``before_first`` is called there until it succeeds, before anything is pulled (schema, binding of the log).
+    ``apart``: the process that stores records which writers may have died of; None handles them like all others.
     ``random`` and ``clock`` are for tests. A drain is started once and may be stopped before it started, and twice.
     """
 
@@ -81,6 +59,7 @@ class Drain:
         *,
         on_progress: Callable[[], None] = _nothing,
         before_first: Callable[[], None] = _nothing,
+        apart: Apart | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +68,7 @@ class Drain:
         self._namespace = namespace
         self._on_progress = on_progress
         self._before_first = before_first
+        self._apart = apart
         self._clock = clock
         self._pulling = Outage(f"{sink.name}: cannot read the log", random=random, clock=clock)
         self._storing = Outage(f"{sink.name}: cannot store records", random=random, clock=clock)
@@ -162,6 +142,8 @@ class Drain:
                     self._trouble(error, self._clock())
                     self.pause(self._storing.pause())
         finally:
+            if self._apart is not None:
+                self._apart.close()
             self._ended.set()
 
     def _prepare(self) -> None:
@@ -231,7 +213,7 @@ class Drain:
             self.pause(self._pulling.pause())
             return
         self._pulling.over()
-        self._held.take(messages)
+        self._held.take(messages, suspects(messages) if self._apart is not None else ())
         self._pulled_at = self._clock()
         while not self._stopping.is_set() and (batch := self._held.next(self.decode, self.decode_run)) is not None:
             began = self._clock()
@@ -248,12 +230,24 @@ class Drain:
         message = batch.messages[0]
         if batch.refused is not None:
             self._bury(message, next(iter(batch.rows()), None), batch.refused)
-        else:
+        elif not self._stored_apart(batch):
             if batch.records is None:
                 batch.records = [self.decode(message)]
             if records := batch.rows():
                 self.write(records)
         self.ack(batch.messages)
+
+    def _stored_apart(self, batch: Batch) -> bool:
+        """Whether a process of its own has stored a suspect. What it only survived is stored here, where its errors count."""
+        if not batch.apart or self._apart is None:
+            return False
+        self._writing = True
+        try:
+            stored = self._apart.store(batch.messages[0], self._source)
+        finally:
+            self._writing = False
+        batch.apart = False
+        return stored
 
     def _settled(self, batch: Batch) -> None:
         rows = len(batch.rows())
@@ -280,28 +274,51 @@ class Drain:
 
     def _failed(self, batch: Batch, error: Exception, began: float) -> None:
         """Decide what a failed try means: halve, bury, try again, give one record back, or give everything back."""
+        if isinstance(error, Endless):
+            self._set_aside(batch, error)
+            return
         if isinstance(error, StoreDataError) and batch.refused is None:
             if len(batch.messages) > 1:
                 self._held.halve(batch)
                 return
             away = self._database_error()
             if away is None:
-                self._refuse(batch, error)
+                self._doubt(batch, error)
                 return
             error = away
-        if isinstance(error, Undecodable):
-            self._refuse(batch, error)
-            return
-        if isinstance(error, BodyMissing):
-            if self._aside.times(batch.messages[0]) + 1 >= WRITER_BODY_READS:
-                self._refuse(batch, error)
-            else:
-                self._set_aside(batch, error)
+        if isinstance(error, (Undecodable, BodyMissing, Deadly)) and batch.refused is None:
+            self._blame(batch, error)
             return
         if len(batch.messages) == 1 and batch.messages[0] in self._aside and self._database_error() is None:
             self._set_aside(batch, error)
             return
         self._try_again(batch, error, began)
+
+    def _blame(self, batch: Batch, error: Exception) -> None:
+        """The record failed by its own doing: it is given up, at once or when it has failed so often enough."""
+        if self._aside.times(batch.messages[0], error) + 1 >= tries(error):
+            self._refuse(batch, error)
+        else:
+            self._set_aside(batch, error)
+
+    def _doubt(self, batch: Batch, error: StoreDataError) -> None:
+        """A record was refused for its data alone, and the database takes a probe: poison, unless the tables are to blame.
+
+        Those that were narrowed by somebody refuse a harmless record of the same shape too; and the record is tried once
+        more, because what ailed the database may have ended between its try and the probe.
+        """
+        try:
+            self._sink.probe(next(iter(batch.rows()), None))
+        except StoreDataError:  # no row can be made of it, so no table was asked
+            batch.doubted = True
+        except Exception as narrow:  # noqa: BLE001 - this is the answer
+            self._go_on_without(batch, narrow)
+            return
+        if batch.doubted:
+            self._blame(batch, error)
+        else:
+            batch.doubted = True
+            self._held.again(batch)
 
     def _try_again(self, batch: Batch, error: Exception, began: float) -> None:
         """Anything but the data: the whole batch again, unless it is time to suspect it or to let go of it."""
@@ -330,6 +347,10 @@ class Drain:
             self._held.again(batch)
             self.pause(self._storing.pause())
             return
+        self._go_on_without(batch, error)
+
+    def _go_on_without(self, batch: Batch, error: Exception) -> None:
+        """Set one record aside, unless it is all of them."""
         self._set_aside(batch, error)
         if self._fruitless:
             # The second one and nothing stored between: it is the database after all, so hold nothing while it lasts.
@@ -342,7 +363,7 @@ class Drain:
     def _set_aside(self, batch: Batch, error: Exception) -> None:
         """Give one record back for a growing while: never lost, and never in the way of the others."""
         message = batch.messages[0]
-        delay = self._aside.add(message)
+        delay = self._aside.add(message, error)
         self._note(error)
         self._status = replace(self._status, aside=len(self._aside))
         if count := self._say_aside.due():
@@ -362,6 +383,8 @@ class Drain:
 
     def _refuse(self, batch: Batch, error: Exception) -> None:
         batch.refused = error
+        if isinstance(error, Deadly) and error.decodes:
+            batch.records = [self._apart.record(batch.messages[0], self._source)] if self._apart is not None else None
         self._held.again(batch)
 
     def _bury(self, message: Message, record: Record | None, error: Exception) -> None:

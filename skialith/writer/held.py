@@ -19,7 +19,7 @@ class Aside:
     """Records that could not be stored alone though others could: how often each was given back, the last ones only."""
 
     def __init__(self) -> None:
-        self._times: dict[Position, int] = {}
+        self._times: dict[Position, tuple[int, type[Exception], int]] = {}
 
     def __len__(self) -> int:
         return len(self._times)
@@ -27,14 +27,16 @@ class Aside:
     def __contains__(self, message: Message) -> bool:
         return message.position in self._times
 
-    def times(self, message: Message) -> int:
-        """How often it was given back alone."""
-        return self._times.get(message.position, 0)
+    def times(self, message: Message, error: Exception) -> int:
+        """How often in a row it was given back alone for an error like this one, the last time included."""
+        _, kind, in_a_row = self._times.get(message.position, (0, type(error), 0))
+        return in_a_row if kind is type(error) else 0
 
-    def add(self, message: Message) -> float:
+    def add(self, message: Message, error: Exception) -> float:
         """Remember it once more; returns for how many seconds to give it back."""
-        times = self._times.pop(message.position, 0) + 1
-        self._times[message.position] = times
+        in_a_row = self.times(message, error) + 1
+        times = self._times.pop(message.position, (0, type(error), 0))[0] + 1
+        self._times[message.position] = (times, type(error), in_a_row)
         if len(self._times) > WRITER_ASIDE_RECORDS:
             del self._times[next(iter(self._times))]
         return min(WRITER_ASIDE_FIRST_SECONDS * 2.0 ** min(times - 1, 30), WRITER_ASIDE_LONGEST_SECONDS)
@@ -56,11 +58,19 @@ class Held:
         self.unsettled: list[Message] = []
         self._aside = aside
         self._waiting: list[Message] = []
+        self._suspects: deque[Message] = deque()
         self._pieces: deque[Batch] = deque()
 
-    def take(self, messages: list[Message]) -> None:
-        """Hold what was pulled; records that failed alone before come last, to be tried alone again."""
+    def take(self, messages: list[Message], suspects: Sequence[Message] = ()) -> None:
+        """Hold what was pulled; records that failed alone before come last, to be tried alone again.
+
+        ``suspects``: those of them that another process has to survive first; behind all others, whose turn may not come again.
+        """
         self.unsettled = messages
+        if suspects:
+            apart = {id(message) for message in suspects}
+            messages = [message for message in messages if id(message) not in apart]
+            self._suspects.extend(suspects)
         self._waiting.extend(sorted(messages, key=self._aside.__contains__) if self._aside else messages)
 
     def next(
@@ -76,8 +86,7 @@ class Held:
         size = 0
         while self._waiting and size < WRITER_BATCH_BYTES:
             # Their bodies are in the messages, so they are in memory already.
-            run = [] if self._aside else decode_run(self._waiting)
-            if run:
+            if run := [] if self._aside else _decoded(decode_run, self._waiting):
                 messages += self._waiting[: len(run)]
                 records += run
                 del self._waiting[: len(run)]
@@ -97,7 +106,9 @@ class Held:
             size += 0 if record is None else len(record.body or b"")
         if messages:
             return Batch(messages, records)
-        return self._pieces.popleft() if self._pieces else None
+        if self._pieces:
+            return self._pieces.popleft()
+        return Batch([self._suspects.popleft()], None, apart=True) if self._suspects else None
 
     def again(self, batch: Batch) -> None:
         """Try ``batch`` again before anything else."""
@@ -119,5 +130,17 @@ class Held:
         """Hold nothing any more; returns what was held."""
         unsettled, self.unsettled = self.unsettled, []
         self._waiting.clear()
+        self._suspects.clear()
         self._pieces.clear()
         return unsettled
+
+
+def _decoded(
+    decode_run: Callable[[Sequence[Message]], list[Record | None]], messages: Sequence[Message]
+) -> list[Record | None]:
+    """As ``decode_run``, up to the first message that it cannot bear: that one is left to the other decoder."""
+    try:
+        return decode_run(messages)
+    except Exception:  # noqa: BLE001 - of one of them; it is found by halving
+        half = len(messages) // 2
+        return _decoded(decode_run, messages[:half]) if half else []

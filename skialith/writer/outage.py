@@ -44,7 +44,7 @@ class Outage:
         self._what = what
         self._clock = clock
         self._backoff = Backoff(random=random)
-        self._throttle = Throttle(clock=clock)
+        self._throttle = Throttle(WRITER_WARN_SECONDS, clock)
         self._since: float | None = None
         self._announced = False
         self.failures = 0

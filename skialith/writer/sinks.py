@@ -7,14 +7,21 @@ from typing import Protocol
 
 from .. import _rows, trace_json
 from ..config import MAX_EVENT_TYPE_CHARACTERS, WRITER_BATCH_BYTES
-from ..errors import BodyMissing
+from ..errors import BodyMissing, making_rows
 from ..records import Codec, DeadLetter, Kind, Message, Record, Trace
 
 _TRACES_AT_ONCE = 128
 """Records whose JSON is made in one go, unless one is compressed: then each may be 1 MiB as JSON, and they go one by one."""
 
 
-class Source(Protocol):
+class Bodies(Protocol):
+    """Where the bodies of large records are."""
+
+    def read_body(self, record: Record) -> bytes:
+        """The body of a large record. Raises ``BodyMissing``, or ``WalError`` when the log cannot be reached."""
+
+
+class Source(Bodies, Protocol):
     """A consumer of the log. Blocking; one drain's two threads call it."""
 
     def pull(self, rows: int, size: int, linger: float, wait: float) -> list[Message]:
@@ -31,9 +38,6 @@ class Source(Protocol):
 
     def in_progress(self, messages: Sequence[Message]) -> None:
         """Start the messages' ack wait anew; fire and forget as ``ack``. Called from the drain's second thread."""
-
-    def read_body(self, record: Record) -> bytes:
-        """The body of a large record. Raises ``BodyMissing``, or ``WalError`` when the log cannot be reached."""
 
     def bury(self, letter: DeadLetter) -> None:
         """Append to the dead-letter stream; returns when it is durable there. Raises ``WalError``."""
@@ -62,7 +66,7 @@ class Sink(Protocol):
     kinds: frozenset[int]
     """Kinds of records that it stores."""
 
-    def load(self, record: Record, source: Source) -> Record | None:
+    def load(self, record: Record, source: Bodies) -> Record | None:
         """``record`` with all that ``write`` needs of it; None when there is nothing left to do but to acknowledge it.
 
         Raises ``BodyMissing`` when its body is neither in the log nor in the database.
@@ -74,8 +78,8 @@ class Sink(Protocol):
     def ping(self) -> None:
         """Return if the database answers."""
 
-    def probe(self) -> None:
-        """Return if the database takes a well-formed record now."""
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed record now; with ``like`` a harmless one of that shape."""
 
     def bury(self, letter: DeadLetter) -> None:
         """Store one dead letter, idempotently; it is committed when it returns."""
@@ -88,7 +92,7 @@ class Database(Protocol):
 
     def ping(self) -> None: ...
 
-    def probe(self, sink: str | None = None) -> None: ...
+    def probe(self, sink: str | None = None, like: Record | Trace | None = None) -> None: ...
 
 
 class EventDatabase(Database, Protocol):
@@ -117,8 +121,8 @@ class _DatabaseSink:
     def ping(self) -> None:
         self._database.ping()
 
-    def probe(self) -> None:
-        self._database.probe(self.name)
+    def probe(self, like: Record | None = None) -> None:
+        self._database.probe(self.name, like)
 
     def bury(self, letter: DeadLetter) -> None:
         self._database.write_dead_letter(letter)
@@ -134,7 +138,7 @@ class EventSink(_DatabaseSink):
         super().__init__(store)
         self._store = store
 
-    def load(self, record: Record, source: Source) -> Record | None:
+    def load(self, record: Record, source: Bodies) -> Record | None:
         """The record with its body, from the log if it is large; None if it is stored and its body trimmed already."""
         if record.manifest is None:
             return record
@@ -165,7 +169,13 @@ class TraceSink(_DatabaseSink):
         super().__init__(store)
         self._store = store
 
-    def load(self, record: Record, source: Source) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
+    def probe(self, like: Record | None = None) -> None:
+        """Return if the database takes a well-formed trace now."""
+        with making_rows():
+            shape = None if like is None else trace_of(like)
+        self._database.probe(self.name, shape)
+
+    def load(self, record: Record, source: Bodies) -> Record | None:  # noqa: ARG002 - no body is fetched for a trace
         """The record as it is; None for anything but an event."""
         return record if record.kind in self.kinds else None
 
@@ -175,7 +185,9 @@ class TraceSink(_DatabaseSink):
         size = 0
         step = 1 if any(record.codec != Codec.MSGPACK for record in records) else _TRACES_AT_ONCE
         for start in range(0, len(records), step):
-            for trace in traces_of(records[start : start + step]):
+            with making_rows():
+                some = traces_of(records[start : start + step])
+            for trace in some:
                 traces.append(trace)
                 size += len(trace.payload_json)
                 if size >= WRITER_BATCH_BYTES:

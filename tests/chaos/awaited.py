@@ -132,6 +132,8 @@ class Awaited:
                 return
             if error is not None and not error.retryable:
                 raise error
+            if self.options.pace:
+                await asyncio.sleep(self.dice.uniform(0, self.options.pace))
 
 
 def work(options: Options, notebook: Notebook, stopping: threading.Event) -> None:

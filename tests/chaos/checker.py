@@ -6,7 +6,7 @@ import bisect
 import heapq
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .evidence import APPENDS, Call, Evidence
@@ -80,10 +80,12 @@ class Fate:
 class Checker:
     """Compares what was promised with what is there.
 
-    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``grace``: seconds that a call may
+    ``dead``: (agent, id) of records that must be dead letters, and nothing else may be. ``discarded``: key of each record that
+    an operator gave up, which must be nowhere. ``grace``: seconds that a call may
     last longer than its timeout. ``settled``: whether the log must be empty of records. ``steady``: whether the log's server
     lived through it, so that every record stands where its first PubAck said. ``gone``: times for which the log
     was lost: what was acknowledged then may be missing, if whoever lives on has named it, and nothing else was named.
+    ``by_sequence``: whether order is by sequence alone, because the server's clock did not go on steadily.
     """
 
     def __init__(
@@ -93,10 +95,12 @@ class Checker:
         log: LogState,
         *,
         dead: Iterable[tuple[str, str]] = (),
+        discarded: Mapping[tuple[str, str], bytes] | None = None,
         grace: float = 2.0,
         settled: bool = True,
         steady: bool = False,
         gone: Sequence[Gone] = (),
+        by_sequence: bool = False,
     ) -> None:
         self._gone = gone
         self._missing: set[tuple[str, str]] = set()
@@ -108,9 +112,11 @@ class Checker:
         self._tables = tables
         self._log = log
         self._expected_dead = set(dead)
+        self._discarded = dict(discarded or {})
         self._grace = grace
         self._settled = settled
         self._steady = steady
+        self._by_sequence = by_sequence
         self._verdict = Verdict()
         self._events = _fates(evidence.of("event", "events"))
         self._checkpoints = _fates(evidence.of("checkpoint"))
@@ -150,7 +156,10 @@ class Checker:
         for name, copies in kept.items():
             self._check_copies(kind, name, fates.get(name), copies)
         for name, fate in fates.items():
-            if fate.acknowledged and name not in kept and self._may_be_missing(name):
+            if name in self._discarded:
+                if name in kept:
+                    self._verdict.fault(f"{kind} {name} was discarded and is there")
+            elif fate.acknowledged and name not in kept and self._may_be_missing(name):
                 self._missing.add(name)
                 self._verdict.missing += 1
             elif fate.acknowledged and name not in kept:
@@ -225,7 +234,7 @@ class Checker:
                         f"ORDER: {agent}: {fate.identity} at {position} was intended when {holder} at {highest} was over"
                     )
                 heapq.heappush(over, (fate.ended, position, fate.identity))
-        positions = {(row.agent, row.identity): row.position for row in self._tables.events}
+        positions = {(row.agent, row.identity): self._where(row) for row in self._tables.events}
         for call in self._evidence.of("events"):
             places = [
                 positions[call.agent, identity]
@@ -255,8 +264,12 @@ class Checker:
             for row in rows:
                 fate = fates.get((row.agent, row.identity))
                 if fate is not None:
-                    placed[row.agent].append((fate, row.position))
+                    placed[row.agent].append((fate, self._where(row)))
         return placed
+
+    def _where(self, row: Row) -> tuple[int, int]:
+        """Its place in the order of the log."""
+        return (0, row.position[1]) if self._by_sequence else row.position
 
     # ---- resume
 
@@ -310,8 +323,8 @@ class Checker:
     def _check_takeovers(self) -> None:
         """Behind the first record of a new owner stands nothing of an old one, and what the old one began then failed."""
         positions = {
-            **{(row.agent, row.identity): row.position for row in self._tables.events},
-            **{(row.agent, row.identity): row.position for row in self._tables.checkpoints},
+            **{(row.agent, row.identity): self._where(row) for row in self._tables.events},
+            **{(row.agent, row.identity): self._where(row) for row in self._tables.checkpoints},
         }
         claims: dict[str, list[Call]] = defaultdict(list)
         for call in self._evidence.of("resume"):
@@ -339,10 +352,10 @@ class Checker:
         positions: dict[tuple[str, str], tuple[int, int]],
     ) -> None:
         for call in rivals:
-            if call.began > claim.ended and call.acks:
-                self._verdict.fault(
-                    f"FENCE: {call.child} wrote {call.acknowledged[0]} after {claim.child} owned {agent}"
-                )
+            # With replicas the server looks for the id before the lease: what is durable already is said to be, to anybody.
+            written = [item for item, ack in zip(call.items, call.acks, strict=False) if not ack[1]]
+            if call.began > claim.ended and written:
+                self._verdict.fault(f"FENCE: {call.child} wrote {written[0]} after {claim.child} owned {agent}")
             for identity, _ in call.items:
                 if not self._alone(agent, identity, positions):
                     continue
@@ -374,7 +387,7 @@ class Checker:
 
     def _check_histories(self) -> None:
         """A history is in order, each event once, and holds all that was acknowledged before; at the end, all there is."""
-        letters = [letter for letter in self._letters_of_writer() if letter.kind == "event"]
+        letters = [letter for letter in self._letters_of_writer() if letter.kind == "event" and letter.decoded]
         rows: dict[str, list[Row]] = defaultdict(list)
         for row in (*self._tables.events, *letters):
             rows[row.agent].append(row)
@@ -407,7 +420,7 @@ class Checker:
         traces = Counter(self._tables.traces)
         buried = {letter.key for letter in self._letters if letter.sink == "trace_ingest"}
         events = {row.key for row in self._tables.events}
-        known = events | {letter.key for letter in self._letters_of_writer()}
+        known = events | {letter.key for letter in self._letters_of_writer()} | set(self._discarded.values())
         for key, count in traces.items():
             if count > 1:
                 self._verdict.duplicates += count - 1

@@ -18,7 +18,7 @@ from types import FrameType
 
 from skialith import SkialithAgent, SkialithError
 
-from . import awaited, faults, signalled, stepping
+from . import awaited, enduring, faults, poisoned, signalled, stepping
 from .evidence import Notebook
 from .script import BUG, LIFE_SECONDS, Options, Script, Worker, stop_on_bug
 
@@ -37,7 +37,8 @@ def work(options: Options) -> None:
             if options.ending in ("close", "raise"):
                 stack.enter_context(agent)
             first = Worker(agent, notebook, options, 0, stopping)
-            first.resume_until_answered()
+            if options.claim:
+                first.resume_until_answered()
             more = [Worker(agent, notebook, options, n, stopping) for n in range(1, options.threads)]
             for worker in more:
                 worker.step = first.step
@@ -76,6 +77,8 @@ def write(options: Options) -> None:
     """A writer, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
     faults.install(options.die, options.freeze, options.break_)
+    if options.poison:
+        poisoned.install(*options.poison)
     with open_agent("~writer", options, stopping, notebook):
         notebook.line("note", what="ready")
         deadline = time.monotonic() + LIFE_SECONDS
@@ -88,6 +91,7 @@ def write(options: Options) -> None:
 def read(options: Options) -> None:
     """What a newcomer sees: every agent's state, and its whole history."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
     for agent_id in options.agents:
         with open_agent(agent_id, options, stopping, notebook) as agent:
             script = Script(agent, notebook)
@@ -100,6 +104,7 @@ def read(options: Options) -> None:
 def browse(options: Options) -> None:
     """Whoever looks while things happen: state and history of every agent, again and again, until SIGTERM."""
     notebook, stopping = Notebook(Path(options.folder), options.name), on_term()
+    faults.install(options.die, options.freeze, options.break_)
     with contextlib.ExitStack() as stack:
         agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
         notebook.line("note", what="ready")
@@ -130,6 +135,27 @@ def take_turns(options: Options) -> None:
             notebook.line("note", what="turn")
 
 
+def glance(options: Options) -> None:
+    """At SIGUSR1 look at the state of all agents at once, ``steps`` times each or once; idle before."""
+    notebook, stopping, now = Notebook(Path(options.folder), options.name), on_term(), threading.Event()
+    faults.install(options.die, options.freeze, options.break_)
+    signal.signal(signal.SIGUSR1, lambda number, frame: now.set())
+    with contextlib.ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(each, options, stopping, notebook)) for each in options.agents]
+        scripts = [Script(agent, notebook) for agent in agents]
+        times = (max(1, options.steps),)
+        threads = [threading.Thread(target=script.glance, args=times, daemon=True) for script in scripts]
+        notebook.line("note", what="ready")
+        while not now.wait(0.01):
+            if stopping.is_set():
+                return
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIFE_SECONDS)
+    notebook.line("note", what="closed")
+
+
 def interrupt(options: Options) -> None:
     """Calls that are interrupted by signals, see :mod:`signalled`."""
     signalled.interrupt(options, Notebook(Path(options.folder), options.name), on_term())
@@ -147,6 +173,12 @@ def await_(options: Options) -> None:
     """Agents whose verbs are awaited, see :mod:`awaited`."""
     faults.install(options.die, options.freeze, options.break_)
     awaited.work(options, Notebook(Path(options.folder), options.name), on_term())
+
+
+def endure(options: Options) -> None:
+    """One that lives through many epochs, see :mod:`enduring`."""
+    faults.install(options.die, options.freeze, options.break_)
+    enduring.endure(options, Notebook(Path(options.folder), options.name), on_term(), open_agent)
 
 
 def fork(options: Options) -> None:
@@ -232,14 +264,20 @@ PROGRAMS: dict[str, Callable[[Options], None]] = {
     "write": write,
     "read": read,
     "browse": browse,
+    "glance": glance,
     "take_turns": take_turns,
     "fork": fork,
     "steps": steps,
     "interrupt": interrupt,
     "await": await_,
+    "endure": endure,
 }
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s")
-    PROGRAMS[sys.argv[1]](Options(**json.loads(sys.argv[2])))
+    told = Options(**json.loads(sys.argv[2]))
+    faults.limit(told.limits)
+    if told.meek:
+        faults.drop_capabilities()
+    PROGRAMS[sys.argv[1]](told)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.fixtures.chaos_summary import SUMMARY, Line
+from tests.fixtures.chaos_summary import Report
 from tests.fixtures.nats_proxy import NatsProxy
 
-from .checker import Verdict
 from .evidence import ROUNDS
 from .world import World
 
-Report = Callable[[str, int, Verdict], None]
+__all__ = ["Report"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,18 +31,6 @@ def seed() -> int:
     chosen = int(os.environ.get("SKIALITH_CHAOS_SEED") or random.SystemRandom().randrange(1 << 32))
     print(f"SKIALITH_CHAOS_SEED={chosen}")
     return chosen
-
-
-@pytest.fixture
-def report(request: pytest.FixtureRequest) -> Report:
-    """``report(scenario, faults, verdict)`` adds to the summary."""
-    summary = request.config.stash[SUMMARY]
-
-    def add(scenario: str, faults: int, verdict: Verdict) -> None:
-        summary.setdefault(scenario, Line()).add(faults, verdict)
-        print(f"{scenario}: {faults} faults, {verdict.acknowledged} acknowledged, {verdict.stored} stored")
-
-    return add
 
 
 @pytest.fixture

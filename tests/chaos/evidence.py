@@ -56,6 +56,10 @@ class Notebook:
         text = json.dumps({"op": op, "at": time.monotonic_ns(), **facts}, ensure_ascii=True) + "\n"
         os.write(self._file, text.encode("ascii"))
 
+    def close(self) -> None:
+        """Nothing more is written down."""
+        os.close(self._file)
+
     def intend(
         self, verb: str, agent: str, timeout: float, items: Iterable[tuple[str, Any]] = (), lane: str = ""
     ) -> int:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
+import importlib
 import os
 import secrets
 import signal
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from skialith import letters
+from skialith.errors import StoreConnectionLost, StoreDataError
 from skialith.history import FoundStep, StepPast
 from skialith.records import Ack, Message, Record
+from skialith.runtime import Runtime
 from skialith.steps import Call
 from skialith.stores import graphs as stores_graphs
+from skialith.stores import mysql_errors
+from skialith.stores.mysql import MySqlStore
 from skialith.stores.sql import SqlStore
 from skialith.stores.sqlite import SqliteStore
 from skialith.wal import frames, transport
@@ -26,9 +35,13 @@ from skialith.wal.continuity import Continuity
 from skialith.wal.delivery import Delivery
 from skialith.wal.lane import Entry, Lane, Ticket
 from skialith.wal.log import Log
+from skialith.wal.stream import Stream
 from skialith.wal.transport import Connection
-from skialith.writer.batch import Batch
+from skialith.wal.trim import Trim
+from skialith.writer.apart import Apart
+from skialith.writer.batch import Batch, Undecodable
 from skialith.writer.drain import Drain
+from skialith.writer.held import Held
 from skialith.writer.sinks import EventSink
 
 POINTS = ("before send", "after send", "after PubAck", "after pull", "before commit", "after commit", "before ack")
@@ -90,6 +103,24 @@ def install(die: dict[str, int], freeze: dict[str, int], canary: str = "") -> No
         _POINTS[point](Freeze(passages))
     if canary:
         _CANARIES[canary]()
+
+
+def limit(limits: dict[str, float]) -> None:
+    """Change named limits in this process: ``{"stores.mysql.DATABASE_LOCK_SECONDS": 1}``, by the module that uses them."""
+    for path, value in limits.items():
+        module, _, name = path.rpartition(".")
+        used = importlib.import_module(f"skialith.{module}")
+        assert hasattr(used, name), path
+        setattr(used, name, value)
+
+
+def drop_capabilities() -> None:
+    """Be root in name only: this thread, and all that it starts, may do with a file what its permissions say."""
+    version, none = 0x20080522, bytes(24)  # of two sets of 32: effective, permitted, inheritable
+    header = struct.pack("Ii", version, 0)
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.capset(header, none) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 # ---- points
@@ -226,6 +257,32 @@ def _after_commit(fuse: Fuse) -> None:
         _burn_after(SqlStore, name, fuse)
 
 
+def _before_replay(fuse: Fuse) -> None:
+    """A dead letter is about to be stored after all."""
+    original = letters.replay
+
+    def replay(engine: Runtime, found: letters.Found) -> None:
+        fuse.burn()
+        original(engine, found)
+
+    _replace(letters, "replay", replay)
+
+
+def _after_replay(fuse: Fuse) -> None:
+    """What a dead letter held is stored; one of the stream is still there."""
+    _burn_after(SqlStore, "replay_dead_letter", fuse)
+
+
+def _after_discard(fuse: Fuse) -> None:
+    original = letters.discard
+
+    def discard(engine: Runtime, found: letters.Found) -> None:
+        original(engine, found)
+        fuse.burn()
+
+    _replace(letters, "discard", discard)
+
+
 def _burn_after(owner: type, name: str, fuse: Fuse) -> None:
     original = getattr(owner, name)
 
@@ -251,6 +308,9 @@ _POINTS: dict[str, Callable[[Fuse], None]] = {
     "before commit": _before_commit,
     "after commit": _after_commit,
     "before ack": _before_ack,
+    "before replay": _before_replay,
+    "after replay": _after_replay,
+    "after discard": _after_discard,
 }
 
 
@@ -296,6 +356,28 @@ def _acknowledge_before_durable() -> None:
     _replace(Log, "append_one", append_one)
 
 
+def _acknowledge_a_failed_commit() -> None:
+    """The writer takes a COMMIT that ended with its connection for one that was done."""
+    original = SqlStore.write_records
+
+    def write_records(self: SqlStore, records: Sequence[Record]) -> None:
+        with contextlib.suppress(StoreConnectionLost):
+            original(self, records)
+
+    _replace(SqlStore, "write_records", write_records)
+
+
+def _blame_the_record() -> None:
+    """A writer that takes a database which is read-only or full for one that refuses a row, and does not ask it again."""
+    for code in (1114, 1290):
+        mysql_errors.DATA_ERRORS[code] = "ER_OF_THE_CANARY"
+
+    def healthy(self: SqlStore, sink: str | None = None, like: object = None) -> None:
+        return None
+
+    _replace(SqlStore, "probe", healthy)
+
+
 def _store_without_key() -> None:
     """Every try stores a row of its own, because a record's identity is made up anew; and the writer dies before it acks."""
     original, fuse = EventSink.write, Fuse(1)
@@ -310,6 +392,42 @@ def _store_without_key() -> None:
 def _write_unfenced() -> None:
     """An owner that does not ask the server to check its lease."""
     _replace(frames, "fence", lambda lease: b"")
+
+
+def _read_what_a_node_has() -> None:
+    """A reader that does not wait until its node of a cluster has applied what the others committed."""
+    original = MySqlStore._prepare
+
+    def prepare(self: MySqlStore, connection: Any, table_lock_seconds: int) -> None:
+        original(self, connection, table_lock_seconds)
+        connection.query("SET SESSION wsrep_sync_wait = 0")
+
+    _replace(MySqlStore, "_prepare", prepare)
+
+
+def _trim_by_any_word() -> None:
+    """Trims believe whoever knows of nothing behind the floor, as a leader may that was replaced; the writer is slow, and
+    dies after some."""
+
+    async def behind_floor(self: Stream, consumer: str, deadline: float | None = None) -> tuple[int, None]:
+        return int((await self.info(deadline))["state"]["last_seq"]), None
+
+    _replace(Stream, "behind_floor", behind_floor)
+    original = EventSink.write
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        time.sleep(0.2)
+        original(self, records)
+
+    _replace(EventSink, "write", write)
+    once, fuse = Trim.once, Fuse(3)
+
+    async def trim(self: Trim) -> bool:
+        whole = await once(self)
+        fuse.burn()
+        return whole
+
+    _replace(Trim, "once", trim)
 
 
 class _Blind:
@@ -407,11 +525,60 @@ def _leave_first_seq_out() -> None:
     _replace(Api, "call", call)
 
 
+def _remove_before_replay() -> None:
+    """A replay that takes the letter away first, and dies in between."""
+    fuse = Fuse(2)
+
+    def replay(engine: Runtime, found: letters.Found) -> None:
+        letters.discard(engine, found)
+        fuse.burn()
+        engine.store.write_records([found.letter.record] if found.letter.record is not None else [])
+
+    _replace(letters, "replay", replay)
+
+
+def _bury_the_batch() -> None:
+    """A record that is refused takes its batch with it."""
+
+    def halve(self: Held, batch: Batch) -> None:
+        refused = StoreDataError("one of the batch was refused")
+        for message, record in zip(batch.messages, batch.records or (), strict=True):
+            self.again(Batch([message], [record], refused=refused))
+
+    _replace(Held, "halve", halve)
+
+
+def _bury_by_count() -> None:
+    """What was delivered often is given up."""
+
+    def store(self: Apart, message: Message, source: object) -> bool:
+        raise Undecodable("delivered too often")
+
+    _replace(Apart, "store", store)
+
+
+def _keep_every_ticket() -> None:
+    """A process that never lets go of a call that it handed over."""
+    original, kept = Log.append, []
+
+    def append(self: Log, ticket: Ticket, records: Sequence[Record], *arguments: Any, **named: Any) -> None:
+        kept.append((ticket, records))
+        original(self, ticket, records, *arguments, **named)
+
+    _replace(Log, "append", append)
+
+
 _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
+    "acknowledge a failed commit": _acknowledge_a_failed_commit,
+    "blame the record": _blame_the_record,
     "answer before durable": _answer_before_durable,
     "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,
+    "bury by count": _bury_by_count,
+    "bury the batch": _bury_the_batch,
+    "remove before replay": _remove_before_replay,
+    "trim by any word": _trim_by_any_word,
     "apply without position": _apply_without_position,
     "store without key": _store_without_key,
     "take sequences for records": _take_sequences_for_records,
@@ -419,5 +586,7 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "leave first_seq out": _leave_first_seq_out,
     "write unfenced": _write_unfenced,
     "forget steps": _forget_steps,
+    "read what a node has": _read_what_a_node_has,
+    "keep every ticket": _keep_every_ticket,
     "return unrecorded steps": _return_unrecorded_steps,
 }

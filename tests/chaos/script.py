@@ -37,11 +37,14 @@ class Options:
     a step with a save_events of less than ``most``, and of an event of over 1 MiB; ``nowait``: of one with as many
     save_event_nowait, of which all are under way before the first is waited for. ``pace``: seconds between steps, at most.
     ``own_ids``: event ids are this child's alone; otherwise whoever resumes at a step saves that step's ids again.
+    ``claim``: whether agents are owned before they write.
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
-    ``"stop"`` or ``"resume"``. ``ending``: ``"close"``, ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``:
-    points of :mod:`faults` and at which passage to die or to stop there. ``break_``: a canary of :mod:`faults`.
-    ``flush``: also where another process writes. ``forks``, ``first``: see ``fork``. ``cancels``: chance that an awaited call
-    is cancelled; ``loop``: what it is awaited on.
+    ``"stop"`` or ``"resume"``; ``"never"``: without a resume, so without checkpoints. ``ending``: ``"close"``,
+    ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``: points of :mod:`faults` and at which passage to die or
+    to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see ``faults.limit``. ``meek``: permissions of files
+    count, though it is root. ``flush``: also where another process writes. ``poison``: a place and a doing of :mod:`poisoned`.
+    ``forks``, ``first``: see ``fork``. ``role``: see :mod:`enduring`.
+    ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
     """
 
     name: str
@@ -57,14 +60,19 @@ class Options:
     large: float = 0.0
     pace: float = 0.0
     own_ids: bool = False
+    claim: bool = True
     retries: bool = True
     fenced: str = "stop"
     ending: str = "close"
     die: dict[str, int] = field(default_factory=dict)
     freeze: dict[str, int] = field(default_factory=dict)
     break_: str = ""
+    limits: dict[str, float] = field(default_factory=dict)
+    meek: bool = False
+    poison: list[str] = field(default_factory=list)
     forks: int = 0
     first: str = "child"
+    role: str = "work"
     cancels: float = 0.0
     flush: bool = False
     loop: Literal["asyncio", "uvloop"] = "asyncio"
@@ -96,6 +104,12 @@ class Script:
             database_ok=state.database_ok,
         )
         return state
+
+    def glance(self, times: int) -> None:
+        """Look at the state; errors are written down."""
+        for _ in range(times):
+            with contextlib.suppress(SkialithError):
+                self.resume(exclusive=False)
 
     def save(self, identity: str, size: int = 0) -> SkialithError | None:
         value = payload(identity, size)

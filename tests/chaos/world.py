@@ -40,6 +40,7 @@ class Child:
 
     def __init__(self, program: str, options: Options, place: Path) -> None:
         self.name = options.name
+        self.agents = options.agents
         self.log = place / f"{options.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -133,6 +134,8 @@ class World:
         self.folder.mkdir()
         self.children: list[Child] = []
         self.runs = 0
+        self.bugs = {BUG, -signal.SIGSEGV, -signal.SIGABRT}
+        """Exit codes that no child may have."""
 
     def options(self, name: str = "child", **given: Any) -> Options:
         """Options of a child in this world; ``settings`` are added to the usual ones."""
@@ -178,7 +181,7 @@ class World:
             self.settle()
         agents = sorted({call.agent for call in self.evidence().calls if call.agent})
         reader = self.spawn("read", "reader", agents=agents, settings={"writer": "off", "timeout": 20.0})
-        assert reader.wait() == 0, reader.tail()
+        assert reader.wait(END_SECONDS * max(1.0, ROUNDS)) == 0, reader.tail()
         self.check_exits()
         tables = outside.read_tables(self.database_url, self.namespace)
         return Checker(self.evidence(), tables, self.log(), dead=dead, settled=settle, **expected).verdict()
@@ -198,9 +201,7 @@ class World:
 
     def check_exits(self) -> None:
         """Children that are gone were killed or ended in order; none met an error that is not Skialith's own."""
-        bugs = [
-            child.tail() for child in self.children if child.process.poll() in (BUG, -signal.SIGSEGV, -signal.SIGABRT)
-        ]
+        bugs = [child.tail() for child in self.children if child.process.poll() in self.bugs]
         assert not bugs, bugs[0]
 
     def __enter__(self) -> Self:

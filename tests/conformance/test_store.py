@@ -555,11 +555,37 @@ def test_stored_means_done_with(store: Store) -> None:
 
 def test_the_latest_checkpoint_is_the_greatest_by_time_then_sequence(store: Store) -> None:
     assert store.latest_checkpoint(NAMESPACE, "agent") is None
-    after_power_loss = checkpoint(3, time_ns=TIME_NS + 900, body=b"newest")
+    after_power_loss = checkpoint(3, time_ns=TIME_NS + 900, body=b"newest")._replace(
+        created_us=checkpoint(801).created_us
+    )
     store.write_records([checkpoint(700), after_power_loss, checkpoint(2, time_ns=TIME_NS + 900), checkpoint(800)])
     assert store.latest_checkpoint(NAMESPACE, "agent") == after_power_loss
     store.write_records([checkpoint(999, agent="another")])
     assert store.latest_checkpoint(NAMESPACE, "agent") == after_power_loss
+
+
+def test_the_latest_checkpoint_when_the_clock_of_the_log_was_set_back(store: Store) -> None:
+    """Times go back while sequences go on; the caller's own times tell that from a power loss."""
+    ahead = [checkpoint(n, time_ns=TIME_NS + 10_000 + n) for n in range(1, 6)]
+    behind = [checkpoint(n, time_ns=TIME_NS + n, body=b"behind %d" % n) for n in range(6, 9)]
+    store.write_records([*behind, *ahead])
+    assert store.latest_checkpoint(NAMESPACE, "agent") == behind[-1]
+    store.write_records([checkpoint(9, agent="another")])
+    dead = checkpoint(10, time_ns=TIME_NS + 10)
+    store.write_dead_letter(letter(dead))
+    assert store.latest_checkpoint(NAMESPACE, "agent") == dead
+    caught_up = checkpoint(11, time_ns=TIME_NS + 20_000)
+    store.write_records([caught_up])
+    assert store.latest_checkpoint(NAMESPACE, "agent") == caught_up
+
+
+def test_the_last_event_of_an_agent(store: Store) -> None:
+    assert store.last_event(NAMESPACE, "agent") == Position(0, 0)
+    store.write_records([event(2), event(1), checkpoint(9), event(5, agent="another")])
+    assert store.last_event(NAMESPACE, "agent") == event(2).position
+    store.write_dead_letter(letter(event(3)))
+    store.write_dead_letter(letter(event(4), sink="trace_ingest"))
+    assert store.last_event(NAMESPACE, "agent") == event(3).position
 
 
 @pytest.mark.parametrize("body", [b"small", noise(BIG, 1)], ids=["small", "large"])

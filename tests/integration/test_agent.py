@@ -337,6 +337,25 @@ def test_history_in_the_database_is_seen_when_the_log_is_new_and_empty(open_agen
     assert [event.data for event in open_agent("agent", writer="off").history()] == list(range(5))
 
 
+def test_reading_while_the_first_writer_begins(open_agent: OpenAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is bound when the reader asks; then a writer binds the database and stores all; then the reader asks the log."""
+    reader = open_agent(writer="off")
+    reader.save_event("e", 1)
+    engine = reader._runtime
+    ask, answers = engine.store.bound_wal, list[str | None]()
+
+    def bound_wal(namespace: str) -> str | None:
+        answers.append(ask(namespace))
+        if len(answers) == 1:
+            open_agent("writer")
+            engine.wal.flush(20)
+        return answers[-1]
+
+    monkeypatch.setattr(engine.store, "bound_wal", bound_wal)
+    assert [event.data for event in reader.history()] == [1]
+    assert answers[0] is None
+
+
 def test_traces_follow_the_namespace_while_a_writer_runs(open_agent: OpenAgent) -> None:
     agent = open_agent()
     engine = agent._runtime

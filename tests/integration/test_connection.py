@@ -9,13 +9,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from skialith.errors import Closed, ConfigurationError, FlushTimeout, WalUnavailable
 from skialith.records import NOWHERE
+from skialith.wal import tcp
 from skialith.wal.client import Wal
 from skialith.wal.stream import WRITER
+from skialith.wal.tcp import close_client
 from tests.fixtures.nats import NatsServer, free_port, wait_until
 from tests.fixtures.proxy import Proxy
 from tests.fixtures.wal import OpenWal, append, checkpoint, event, new_namespace, soon
@@ -208,6 +211,43 @@ def test_a_call_that_is_under_way_when_the_log_closes_says_so(nats_server: NatsS
     assert time.monotonic() - began < 5.0
     with pytest.raises(Closed):
         append(wal, event(wal, "a", "e"))
+
+
+def test_a_client_whose_reconnecting_was_not_cancelled_connects_no_more(
+    nats_server: NatsServer, open_wal: OpenWal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the wire away from the client that followed it."""
+    wal = open_wal(nats_server.url)
+    first: Any = wal.connection._client
+    lost: list[BaseException] = []
+
+    async def deaf(awaitable: Any, timeout: float) -> Any:
+        """As before Python 3.12 when what is waited for is done just as the wait is cancelled."""
+        try:
+            return await original(awaitable, timeout)
+        except asyncio.CancelledError as error:
+            lost.append(error)
+            raise ConnectionRefusedError from None
+
+    async def hang(*_: object) -> socket.socket:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    original, connected = asyncio.wait_for, tcp._connected
+    monkeypatch.setattr(asyncio, "wait_for", deaf)
+    monkeypatch.setattr(tcp, "_connected", hang)
+    nats_server.kill()
+    wait_until(lambda: first.is_reconnecting, 10, "it reconnects")
+    time.sleep(0.2)
+    wal.call(lambda: close_client(first, wal.connection._socket), 10.0)
+    assert lost
+    monkeypatch.setattr(tcp, "_connected", connected)
+    nats_server.start()
+    append(wal, event(wal, "a", "e"), seconds=20)
+    wait_until(first._reconnection_task.done, 10, "nothing connects any more")
+    assert wal.connection._client is not first
+    assert not first.stats["reconnects"]
+    append(wal, event(wal, "a", "f"))
 
 
 def test_replicas_give_back_the_newest_checkpoint_and_every_event(tmp_path: Path, open_wal: OpenWal) -> None:

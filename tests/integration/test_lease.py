@@ -230,8 +230,8 @@ def test_a_purge_that_was_under_way_is_not_repeated_on_another_server(
     leases = first.log.owning._leases
     holder = leases._holder
 
-    async def look_and_wait(subject: str, deadline: float) -> Any:
-        found = await holder(subject, deadline)
+    async def look_and_wait(subject: str, deadline: float, token: str = "") -> Any:
+        found = await holder(subject, deadline, token)
         if not looked.is_set():
             looked.set()
             while first.connection.is_open:  # noqa: ASYNC110

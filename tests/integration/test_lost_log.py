@@ -14,8 +14,9 @@ import pytest
 
 from skialith import AgentFenced, ConfigurationError, RecordsLost, SkialithAgent
 from skialith.config import load
-from skialith.doctor import Finding, examine
+from skialith.doctor import examine
 from skialith.errors import SkialithError
+from skialith.findings import Finding
 from skialith.wal import client, continuity
 from tests.fixtures.cluster import Cluster
 from tests.fixtures.command import Said, skialith

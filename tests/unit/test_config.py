@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from skialith.config import load, redact
+from skialith.config import load
 from skialith.errors import ConfigurationError
+from skialith.urls import redact
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from types import FrameType
@@ -73,6 +74,28 @@ def test_what_a_cancelled_task_begins_at_the_end_is_cancelled_too() -> None:
     assert waiting.wait(5)
     thread.stop()
     assert ended.is_set() and all(task.done() for task in kept)
+
+
+def test_a_task_that_loses_its_cancellation_does_not_hold_up_the_end() -> None:
+    thread = LoopThread()
+    thread.start()
+    lost = threading.Event()
+
+    async def deaf() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            lost.set()
+        await asyncio.sleep(60)
+
+    async def begin() -> None:
+        thread.loop.create_task(deaf())
+
+    thread.call(begin(), 5.0)
+    began = time.monotonic()
+    thread.stop()
+    assert lost.is_set()
+    assert time.monotonic() - began < 4.0
 
 
 def test_a_call_that_takes_too_long_is_cancelled(loop: LoopThread) -> None:

@@ -123,6 +123,37 @@ def test_a_refused_record_is_no_poison_while_the_database_refuses_a_probe() -> N
     assert world.source.due == {}
 
 
+def test_a_refused_record_is_tried_once_more_when_the_database_is_well_again() -> None:
+    """What ailed the database may end between the record's try and the probe."""
+    world = World(messages(3))
+    world.database.poison = {2}
+
+    def heal(verb: str, of: list[int]) -> None:
+        if verb == "probe":
+            world.database.poison.clear()
+
+    world.database.error = heal
+    world.drain.step()
+    assert world.database.letters == {} and world.database.stored_seqs() == [1, 2, 3]
+    world.check_order()
+
+
+def test_a_record_whose_shape_is_refused_waits_aside_and_blocks_no_other() -> None:
+    """A column was made narrower: small records pass, the probe among them, and no large one is to blame."""
+    world = World(messages(64))
+    world.database.poison = {23, 42}
+    narrow = StoreUnavailable("well-formed ones are refused too")
+    world.database.error = lambda verb, of: narrow if verb == "probe" and world.database.poison & {*of} else None
+    world.run(lambda: sorted(world.source.due) == [23, 42])
+    assert world.database.letters == {} and world.source.letters == []
+    assert world.drain.status().aside == 2 and "well-formed" in world.drain.status().last_error
+    world.database.poison.clear()
+    world.run_dry()
+    assert world.database.stored_seqs() == list(range(1, 65))
+    assert world.drain.status().aside == 0
+    world.check_order()
+
+
 def test_a_message_that_does_not_decode_is_buried_at_once_and_its_neighbours_are_stored() -> None:
     bad = message(2, data=b"not a record")
     world = World([message(1), bad, message(3)])
