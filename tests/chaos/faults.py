@@ -367,6 +367,18 @@ def _acknowledge_a_failed_commit() -> None:
     _replace(SqlStore, "write_records", write_records)
 
 
+def _hoard_records() -> None:
+    """A writer that keeps in memory what it has stored."""
+    original = EventSink.write
+    kept: list[Record] = []
+
+    def write(self: EventSink, records: Sequence[Record]) -> None:
+        kept.extend(records)
+        original(self, records)
+
+    _replace(EventSink, "write", write)
+
+
 def _blame_the_record() -> None:
     """A writer that takes a database which is read-only or full for one that refuses a row, and does not ask it again."""
     for code in (1114, 1290):
@@ -572,6 +584,7 @@ _CANARIES: dict[str, Callable[[], None]] = {
     "ack before commit": _ack_before_commit,
     "acknowledge a failed commit": _acknowledge_a_failed_commit,
     "blame the record": _blame_the_record,
+    "hoard records": _hoard_records,
     "answer before durable": _answer_before_durable,
     "write for any owner": _write_for_any_owner,
     "acknowledge before durable": _acknowledge_before_durable,

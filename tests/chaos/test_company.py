@@ -279,7 +279,7 @@ def test_deadlocks_between_four_writers(company: World, database: Database, rout
     """What one of them still writes is delivered to the others too; and somebody locks the rows the other way round."""
     world = company
     four = writers(world, *[route.url] * 4)
-    agents = crew(world, database)
+    agents = crew(world, database, threads=1, pace=0.4)
     agents.wait_writes(20)
     route.proxy.delay(0.05)  # transactions that last longer than the ack wait
     outside.hurry(world.nats_url, world.namespace, 0.3)
@@ -297,6 +297,7 @@ def test_deadlocks_between_four_writers(company: World, database: Database, rout
     assert delays.redelivered() > 0
     assert with_a_rival[0] > before[0]
     route.proxy.delay(0.0)
+    world.hurry()
     wait_drained(world)
     end(world, [agents, *four], "24 deadlocks between four writers", with_a_rival[0] - before[0], report)
 
@@ -310,7 +311,7 @@ def contention(database: Database) -> tuple[int, int]:
 
 
 def lock_backwards(database: Database) -> None:
-    """Lock all events from the last key to the first, in a transaction with more to undo than any writer's."""
+    """Lock checkpoints before events, and those from the last key to the first, with more to undo than any writer has."""
     rival = database.server.connect(database.name)
     try:
         rival.query("CREATE TABLE IF NOT EXISTS scratch (n INT)")
@@ -318,6 +319,7 @@ def lock_backwards(database: Database) -> None:
         rival.query("INSERT INTO scratch SELECT seq FROM seq_1_to_5000")
         with suppress(MySQLdb.OperationalError):  # whoever loses
             with rival.cursor() as cursor:
+                cursor.execute("SELECT record_key FROM agent_checkpoints FOR UPDATE")
                 cursor.execute("SELECT record_key FROM agent_events ORDER BY record_key DESC FOR UPDATE")
             rival.rollback()
     finally:
