@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("skialith.wal")
 
-SPARE_PLANS = 100
+SPARE_PLANS = 16
 """Leases that are not held any more, beyond as many as are, which may be kept in mind until they would have been due."""
 
 
