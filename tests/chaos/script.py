@@ -41,7 +41,7 @@ class Options:
     ``retries``: whether events that failed and may be retried are, until they are durable. ``fenced``: what to do then,
     ``"stop"`` or ``"resume"``. ``ending``: ``"close"``,
     ``"sys.exit"``, ``"raise"`` or ``"os._exit"``. ``die``, ``freeze``: points of :mod:`faults` and at which passage to die or
-    to stop there. ``break_``: a canary of :mod:`faults`; ``limits``: see ``faults.limit``. ``meek``: permissions of files
+    to stop there. ``break_``: one of :mod:`canaries`; ``limits``: see ``faults.limit``. ``meek``: permissions of files
     count, though it is root. ``flush``: also where another process writes. ``poison``: a place and a doing of :mod:`poisoned`.
     ``forks``, ``first``: see ``fork``. ``role``: see :mod:`enduring`.
     ``cancels``: chance that an awaited call is cancelled; ``loop``: what it is awaited on.
