@@ -163,8 +163,9 @@ WRITER_BODY_READS = 3
 """A large record's body must be missing in the log this many times before the record is given up (a replica may lag)."""
 CLOCK_STEP_CHECKPOINTS = 10_000
 """How many checkpoints of an agent the clock of the log's server may be set back over without ``resume()`` going back with it."""
-WRITER_SUSPECT_DELIVERIES = 3
-"""From this delivery on a record is first stored by a process of its own: a writer may have died of it."""
+WRITER_SUSPECT_DELIVERIES = 5
+"""From this delivery on a record is first stored by a process of its own: writers may have died of it. Writers that come and go
+give back what they were sent, and so a record may be delivered three times under steady load without a death."""
 WRITER_DEATHS = 3
 """So many processes of its own must die of a record, one after the other, before it is given up."""
 WRITER_APART_SECONDS = 60.0

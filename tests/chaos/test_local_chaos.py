@@ -21,7 +21,7 @@ import pytest
 
 from skialith.wal.local import LocalServer, inspect
 from tests.fixtures.local_user import LocalUser, append, has_ended, is_locked, kill_all, processes, read, wait_gone
-from tests.fixtures.nats import wait_until
+from tests.fixtures.nats import pause, wait_until
 
 from .world import ROUNDS, rounds
 
@@ -139,7 +139,7 @@ def test_a_server_that_hangs_is_killed_after_its_last_user(place: Path) -> None:
     server = local_server(place)
     address = server.acquire(TIMEOUT)
     acknowledged = asyncio.run(append(address.url, list(range(100))))
-    os.kill(address.pid, signal.SIGSTOP)
+    pause(address.pid)
     server.release()
     # Whoever comes before the watcher has noticed is a user of the hung server, and is told so.
     wait_until(lambda: is_locked(place / "users.lock"), TIMEOUT, "the watcher holds users.lock")

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from skialith.config import WRITER_SUSPECT_DELIVERIES
+
 from . import outside
 from .conftest import Report
 from .poisoned import DEADLY, SURPRISES
@@ -82,7 +84,7 @@ def test_a_record_of_which_the_writer_dies(
 
 def test_writers_that_are_killed_bury_nobody(sqlite_world: World, report: Report) -> None:
     """Everything is delivered again and again, because writers die before they acknowledge; nothing is wrong with any record."""
-    world, kills = sqlite_world, rounds(4)
+    world, kills = sqlite_world, rounds(WRITER_SUSPECT_DELIVERIES - 1)
     records_of(world)
     world.hurry()
     for _ in range(kills):
@@ -107,10 +109,11 @@ def test_a_writer_that_buries_by_the_delivery_count_is_caught(sqlite_world: Worl
     world = sqlite_world
     records_of(world)
     world.hurry()
-    for _ in range(2):
+    kills = WRITER_SUSPECT_DELIVERIES - 1
+    for _ in range(kills):
         writer = world.spawn("write", "killed", die={"before ack": 1})
         assert writer.wait() == -signal.SIGKILL, writer.tail()
     drain(world, break_="bury by count")
     verdict = world.verdict(steady=True)
-    report("canary: buried by the delivery count (doubled is right here)", 2, verdict)
+    report("canary: buried by the delivery count (doubled is right here)", kills, verdict)
     assert any("is a dead letter" in text for text in verdict.problems), verdict

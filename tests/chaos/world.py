@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from tests.fixtures.nats import wait_until
+from tests.fixtures.nats import pause, wait_until
 
 from . import evidence, outside
 from .checker import Checker, Verdict
@@ -88,7 +88,9 @@ class Child:
         return [line for line in self.lines() if line["op"] in ("done", "fail")]
 
     def signal(self, number: signal.Signals) -> None:
-        if self.running:
+        if self.running and number == signal.SIGSTOP:
+            pause(self.process.pid)
+        elif self.running:
             self.process.send_signal(number)
 
     def kill(self) -> None:

@@ -427,11 +427,11 @@ def test_a_dead_letter_of_a_graph_is_shown_and_replayed(
         config.namespace, PutWrites("t", "", id_of(first), "task", "", [Write(0, "b", typed("bytes", b"x"))]), 999
     )
     lost = lost._replace(position=Position(time.time_ns(), engine.wal.status(5).last_seq))
-    engine.store.write_dead_letter(
-        DeadLetter(
-            lost.key, "writer", config.namespace, "subject", lost.position, 1406, "too long", 1, _raw(lost), lost
-        )
+    subject = engine.wal.stream.subjects.graph("t")
+    letter = DeadLetter(
+        lost.key, "writer", config.namespace, subject, lost.position, 1406, "too long", 1, _raw(lost), lost
     )
+    engine.store.write_dead_letter(letter)
     found = saver.get_tuple(at("t"))
     assert found is not None and found.pending_writes == [("task", "b", b"x")]
     if gone:

@@ -258,8 +258,9 @@ def test_a_flush_counts_dead_letters_while_new_threads_begin(
         made.body,
         None,
     )
+    subject = engine.wal.stream.subjects.graph("t")
     engine.wal.source("writer").bury(
-        DeadLetter(made.key, "writer", made.namespace, "subject", made.position, 1406, "too long", 1, raw, made)
+        DeadLetter(made.key, "writer", made.namespace, subject, made.position, 1406, "too long", 1, raw, made)
     )
     direct, asked = engine.wal.reader.direct, 0
 

@@ -26,7 +26,7 @@ from skialith.errors import Closed, ConfigurationError, WalUnavailable
 from skialith.wal import local
 from skialith.wal.local import LocalAddress, LocalServer, find_binary, inspect
 from tests.fixtures.local_user import LocalUser, append, is_locked, kill_all, processes, read, wait_gone
-from tests.fixtures.nats import wait_until
+from tests.fixtures.nats import pause, wait_until
 
 TIMEOUT = 20.0
 
@@ -452,7 +452,7 @@ def test_a_restart_by_a_process_user_keeps_what_power_users_were_promised(place:
 def test_a_hung_server_is_waited_for_in_bounds_and_never_doubled(place: Path) -> None:
     server = user_of(place)
     address = server.acquire(TIMEOUT)
-    os.kill(address.pid, signal.SIGSTOP)
+    pause(address.pid)
     begun = time.monotonic()
     with pytest.raises(WalUnavailable, match=rf"pid {address.pid}\b.*does not answer") as caught:
         server.ensure(0.3)
