@@ -56,11 +56,15 @@ class Tables:
 
 @dataclass(slots=True)
 class LogState:
-    """``subjects``: messages of records and chunks per subject. ``unsettled``: delivered or to be delivered, all consumers."""
+    """``subjects``: messages of records and chunks per subject. ``unsettled``: delivered or to be delivered, all consumers.
+
+    ``again``: messages that were delivered to writers more than once, and are not settled yet.
+    """
 
     subjects: dict[str, int] = field(default_factory=dict)
     leases: int = 0
     unsettled: int = 0
+    again: int = 0
     letters: list[Letter] = field(default_factory=list)
 
     @property
@@ -97,6 +101,7 @@ async def _read_log(url: str, namespace: str) -> LogState:
                 state.subjects[subject] = count
         for consumer in await stream.consumers_info(f"SKIALITH_{namespace}"):
             state.unsettled += (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+            state.again += (consumer.num_redelivered or 0) * (consumer.name == "writer")
         state.letters = await _read_letters(client, namespace)
         return state
     finally:

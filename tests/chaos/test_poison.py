@@ -7,8 +7,6 @@ import time
 
 import pytest
 
-from skialith.config import WRITER_SUSPECT_DELIVERIES
-
 from . import outside
 from .conftest import Report
 from .poisoned import DEADLY, SURPRISES
@@ -18,6 +16,10 @@ pytestmark = pytest.mark.chaos
 OFF = {"writer": "off"}
 AGENTS = ["one", "two"]
 DEAD = [(agent, event_id) for agent in AGENTS for event_id in SURPRISES]
+
+
+SOON = {"writer.apart.WRITER_SUSPECT_DELIVERIES": 3}
+"""Records are suspects after two deaths and not four, each of which takes a second."""
 
 
 def records_of(world: World) -> None:
@@ -84,13 +86,13 @@ def test_a_record_of_which_the_writer_dies(
 
 def test_writers_that_are_killed_bury_nobody(sqlite_world: World, report: Report) -> None:
     """Everything is delivered again and again, because writers die before they acknowledge; nothing is wrong with any record."""
-    world, kills = sqlite_world, rounds(WRITER_SUSPECT_DELIVERIES - 1)
+    world, kills = sqlite_world, rounds(4)
     records_of(world)
     world.hurry()
     for _ in range(kills):
         writer = world.spawn("write", "killed", die={world.dice.choice(["after pull", "before ack"]): 1})
         assert writer.wait() == -signal.SIGKILL, writer.tail()
-    drain(world)
+    drain(world, limits=SOON)
     verdict = world.verdict(steady=True)
     report("25 killed writers bury nobody", kills, verdict)
     assert not verdict.problems, str(verdict)
@@ -109,11 +111,13 @@ def test_a_writer_that_buries_by_the_delivery_count_is_caught(sqlite_world: Worl
     world = sqlite_world
     records_of(world)
     world.hurry()
-    kills = WRITER_SUSPECT_DELIVERIES - 1
-    for _ in range(kills):
+    kills = 0
+    while not world.log().again:
         writer = world.spawn("write", "killed", die={"before ack": 1})
         assert writer.wait() == -signal.SIGKILL, writer.tail()
-    drain(world, break_="bury by count")
+        kills += 1
+        assert kills < 20, world.log()
+    drain(world, break_="bury by count", limits=SOON)
     verdict = world.verdict(steady=True)
     report("canary: buried by the delivery count (doubled is right here)", kills, verdict)
     assert any("is a dead letter" in text for text in verdict.problems), verdict
