@@ -24,6 +24,9 @@ Run: TypeAlias = tuple[int, int, int]
 """First and last sequence of some records of this process, and how many there are between."""
 
 
+_NO_SEQUENCE = 1 << 63
+
+
 class Setback(NamedTuple):
     """Records that were acknowledged to this process and are not in the log any more; the writer may have stored some.
 
@@ -129,6 +132,8 @@ class Continuity:
         """Compare, once; False if the server changed meanwhile, or if it is too early to say that records are lost."""
         epoch, stream, earlier = self._connection.epoch, self._stream, list(self._earlier)
         info = await stream.info()
+        self._runs += stream.tally.take()  # acknowledged since the last change: these are in the log
+        newest = max((run[1] for run in self._runs), default=0)
         found: list[tuple[list[Run], list[Run], int, float]] = []
         new_log, last = stream.created != self._created, 0
         if new_log:
@@ -137,16 +142,21 @@ class Continuity:
                 found.append(([run for run in runs if run[0] < first], beyond(runs, first - 1), lost_ns, moment))
             last = first - 1
         else:
-            for runs, lost_ns, moment in earlier:
-                # The last that was there when the server was lost; what stands behind it came after.
-                last = (await self._reader.goes_on(lost_ns, time.monotonic() + API_TIMEOUT_SECONDS)).seq - 1
+            bound = before(self._runs)
+            for runs, lost_ns, moment in reversed(earlier):
+                # The last that was there when the server was lost. What stands behind it came after; if it is stored and
+                # trimmed by now, what this process was acknowledged since still tells.
+                goes_on = await self._reader.goes_on(lost_ns, time.monotonic() + API_TIMEOUT_SECONDS)
+                last = min(bound, goes_on.seq - 1)
                 found.append((beyond(runs, last), up_to(runs, last), lost_ns, moment))
+                bound = min(bound, before(runs))
+            found.reverse()
         if epoch != self._connection.epoch or len(earlier) != len(self._earlier):
             return False
         if any(each[0] for each in found) and not self._is_sure(self._news_at):
             return False
         self._created, self._earlier = stream.created, []
-        stream.tally.set_back(last)
+        stream.tally.set_back(max(last, newest))
         for lost, kept, lost_ns, moment in found:
             self._runs += kept
             if lost:
@@ -165,6 +175,11 @@ class Continuity:
             rfc3339(setback.until_ns),
             shown(setback.runs),
         )
+
+
+def before(runs: Iterable[Run]) -> int:
+    """The sequence before all of them; without any, one that is before nothing."""
+    return min((run[0] for run in runs), default=_NO_SEQUENCE) - 1
 
 
 def beyond(runs: Iterable[Run], seq: int) -> list[Run]:

@@ -65,11 +65,9 @@ class Reader:
         """Where the first message stands that was stored after a time (Unix nanoseconds), leases included; if there is none,
         where the next one will."""
         query = {"next_by_subj": self._stream.subjects.all, "start_time": rfc3339(time_ns_ + 1), "batch": 1}
+        end = await self.end(deadline)  # asked first: what comes in between is found
         messages = await self.direct(self._stream.name, query, deadline)
-        if messages:
-            return position_of(messages[0])
-        end = await self.end(deadline)
-        return Position(end.time_ns, end.seq + 1)
+        return position_of(messages[0]) if messages else Position(end.time_ns, end.seq + 1)
 
     async def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
         """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow.

@@ -49,6 +49,12 @@ class Place:
             wal = agent._engine("test").wal
             wait_until(lambda: not any(lag.records for lag in wal.status(5.0).consumers), 30, "all is stored")
 
+    def trim(self) -> None:
+        """Until the log holds nothing but a lease."""
+        with SkialithAgent("~trim", **self.settings, lease_seconds=3006.0) as agent:
+            wal = agent._engine("test").wal
+            wait_until(lambda: wal.trim() and wal.status(5.0).messages <= 1, 30, "nothing but a lease is left")
+
     def run(self, *command: str) -> Said:
         where = ["--nats-url", self.server.url, "--database-url", str(self.settings["database_url"])]
         return skialith(*where, *command, cwd=self.place)
@@ -260,6 +266,30 @@ def test_a_log_that_is_shorter_than_what_was_acknowledged_is_noticed_on_a_connec
     with pytest.raises(RecordsLost):
         agent.flush()
     assert agent.flush() == 0 and ids(agent) == ["one", "two"]
+
+
+def test_what_came_after_may_be_trimmed_before_anybody_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = place.open()
+    agent.resume()
+    agent.save_event("before", 1)
+    copy = place.copy()
+    lost = [agent.save_event(f"lost{n}", n).seq for n in range(5)]
+    look, looking = continuity.Continuity._look, threading.Event()
+
+    async def late(self: continuity.Continuity) -> bool:
+        return looking.is_set() and await look(self)
+
+    monkeypatch.setattr(continuity.Continuity, "_look", late)
+    place.put_back(copy)
+    new = [agent.save_event(f"new{n}", n).seq for n in range(5)]
+    assert new == lost
+    place.store_all()
+    place.trim()
+    looking.set()
+    with pytest.raises(RecordsLost) as caught:
+        agent.flush()
+    assert sequences(caught.value) == lost
+    assert agent.flush() == 0
 
 
 def test_an_older_copy_of_all_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
