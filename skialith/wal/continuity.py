@@ -24,9 +24,6 @@ Run: TypeAlias = tuple[int, int, int]
 """First and last sequence of some records of this process, and how many there are between."""
 
 
-_NO_SEQUENCE = 1 << 63
-
-
 class Setback(NamedTuple):
     """Records that were acknowledged to this process and are not in the log any more; the writer may have stored some.
 
@@ -142,14 +139,15 @@ class Continuity:
                 found.append(([run for run in runs if run[0] < first], beyond(runs, first - 1), lost_ns, moment))
             last = first - 1
         else:
-            bound = before(self._runs)
+            later = list(self._runs)
             for runs, lost_ns, moment in reversed(earlier):
-                # The last that was there when the server was lost. What stands behind it came after; if it is stored and
-                # trimmed by now, what this process was acknowledged since still tells.
-                goes_on = await self._reader.goes_on(lost_ns, time.monotonic() + API_TIMEOUT_SECONDS)
-                last = min(bound, goes_on.seq - 1)
+                # The last that was there when the server was lost; what stands behind it came after.
+                deadline = time.monotonic() + API_TIMEOUT_SECONDS
+                last = (
+                    await self._reader.goes_on(lost_ns, deadline, min((run[0] for run in later), default=0))
+                ).seq - 1
                 found.append((beyond(runs, last), up_to(runs, last), lost_ns, moment))
-                bound = min(bound, before(runs))
+                later += runs
             found.reverse()
         if epoch != self._connection.epoch or len(earlier) != len(self._earlier):
             return False
@@ -175,11 +173,6 @@ class Continuity:
             rfc3339(setback.until_ns),
             shown(setback.runs),
         )
-
-
-def before(runs: Iterable[Run]) -> int:
-    """The sequence before all of them; without any, one that is before nothing."""
-    return min((run[0] for run in runs), default=_NO_SEQUENCE) - 1
 
 
 def beyond(runs: Iterable[Run], seq: int) -> list[Run]:

@@ -61,13 +61,23 @@ class Reader:
         info = await self._stream.info(deadline)
         return Position(time_ns(info["ts"]), int(info["state"]["last_seq"]))
 
-    async def goes_on(self, time_ns_: int, deadline: float) -> Position:
+    async def goes_on(self, time_ns_: int, deadline: float, acknowledged: int = 0) -> Position:
         """Where the first message stands that was stored after a time (Unix nanoseconds), leases included; if there is none,
-        where the next one will."""
+        where the next one will.
+
+        ``acknowledged``: a sequence that was acknowledged after that time. What came after may be trimmed by now, and then it
+        tells; not if its message is there and older, for which the acknowledgement was a duplicate's.
+        """
         query = {"next_by_subj": self._stream.subjects.all, "start_time": rfc3339(time_ns_ + 1), "batch": 1}
         end = await self.end(deadline)  # asked first: what comes in between is found
         messages = await self.direct(self._stream.name, query, deadline)
-        return position_of(messages[0]) if messages else Position(end.time_ns, end.seq + 1)
+        if messages:
+            return position_of(messages[0])
+        if acknowledged:
+            there = await self._stream.next_message(acknowledged, self._stream.subjects.all, deadline)
+            if there is None or int(there["seq"]) > acknowledged or time_ns(there["time"]) > time_ns_:
+                return Position(end.time_ns, acknowledged)
+        return Position(end.time_ns, end.seq + 1)
 
     async def events(self, agent_id: str, after: Position, deadline: float, seq: int = 0) -> tuple[list[Record], bool]:
         """Up to one page of events behind ``after``, oldest first, large bodies left out; and whether more follow.

@@ -268,18 +268,37 @@ def test_a_log_that_is_shorter_than_what_was_acknowledged_is_noticed_on_a_connec
     assert agent.flush() == 0 and ids(agent) == ["one", "two"]
 
 
-def test_what_came_after_may_be_trimmed_before_anybody_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = place.open()
-    agent.resume()
-    agent.save_event("before", 1)
-    copy = place.copy()
-    lost = [agent.save_event(f"lost{n}", n).seq for n in range(5)]
+def looks_late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nobody looks what the log has until this is set."""
     look, looking = continuity.Continuity._look, threading.Event()
 
     async def late(self: continuity.Continuity) -> bool:
         return looking.is_set() and await look(self)
 
     monkeypatch.setattr(continuity.Continuity, "_look", late)
+    return looking
+
+
+def test_what_is_said_to_be_there_already_is_not_taken_for_new(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = place.open()
+    saved = [agent.save_event(f"e{n}", n).seq for n in range(5)]
+    looking = looks_late(monkeypatch)
+    place.server.restart()
+    again = agent.save_event("e1", 1)
+    assert again.duplicate and again.seq == saved[1]
+    looking.set()
+    wal = agent._engine("test").wal
+    wait_until(lambda: wal.continuity.sure, 10, "the log is looked at")
+    assert wal.take_setbacks() == []
+
+
+def test_what_came_after_may_be_trimmed_before_anybody_looks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = place.open()
+    agent.resume()
+    agent.save_event("before", 1)
+    copy = place.copy()
+    lost = [agent.save_event(f"lost{n}", n).seq for n in range(5)]
+    looking = looks_late(monkeypatch)
     place.put_back(copy)
     new = [agent.save_event(f"new{n}", n).seq for n in range(5)]
     assert new == lost
